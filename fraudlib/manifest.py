@@ -1,0 +1,214 @@
+"""The manifest of a bundle, and which bundle is live: hashes, the current pointer and the history."""
+
+import hashlib
+import json
+import os
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fraudlib.errors import BundleError
+from fraudlib.paths import CURRENT, HISTORY, MANIFEST
+
+FORMAT_VERSION: Final = 1
+MAX_FILE_BYTES: Final = 200 * 1024 * 1024
+
+
+class FileEntry(BaseModel):
+    """Size and hash of one file of the bundle."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0, le=MAX_FILE_BYTES)
+
+
+class Manifest(BaseModel):
+    """What a bundle is: written last, read first.
+
+    Attributes
+    ----------
+    format_version : version of the bundle format; a loader takes only its own.
+    bundle_id, run_id : folder name, and the run that made it.
+    created_at : UTC, ISO 8601.
+    git_commit : commit of the code, "unknown" outside a checkout.
+    data : months, files, hashes and rows; `simulated` says whether the trips are.
+    parameters : parameters of the run.
+    libraries : versions of the libraries that made it.
+    features : names in order.
+    threshold : value, how it was chosen, and the alternatives.
+    metrics : on the test split, with intervals.
+    files : every other file of the bundle.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    format_version: int
+    bundle_id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+    run_id: str
+    created_at: str
+    git_commit: str
+    data: dict[str, Any]
+    parameters: dict[str, Any]
+    libraries: dict[str, str]
+    features: list[str]
+    threshold: dict[str, Any]
+    metrics: dict[str, Any]
+    files: dict[str, FileEntry]
+
+
+def now() -> str:
+    """Current time in UTC, ISO 8601 with milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file in hex, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` so that a reader, or a crash, sees the old bytes or the new ones and nothing between."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames inside `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Manifest of the bundle in `folder`.
+
+    Raises
+    ------
+    BundleError
+        If it is missing, is no JSON, has another format version or an unexpected shape.
+    """
+    path = folder / MANIFEST
+    try:
+        raw = path.read_bytes()
+    except OSError as err:
+        raise BundleError(f"{folder}: no readable {MANIFEST} ({err.strerror}); a bundle is a sealed folder") from err
+    try:
+        version = json.loads(raw).get("format_version")
+    except (ValueError, AttributeError) as err:
+        raise BundleError(f"{path}: expected a JSON object ({err})") from err
+    if version != FORMAT_VERSION:
+        raise BundleError(f"{path}: expected format_version {FORMAT_VERSION}, found {version!r}; retrain it")
+    try:
+        return Manifest.model_validate_json(raw)
+    except ValidationError as err:
+        first = err.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise BundleError(f"{path}: {where}: {first['msg']}") from err
+
+
+def verify_files(folder: Path) -> Manifest:
+    """Check every file of a bundle against its manifest, before anything else is parsed.
+
+    Raises
+    ------
+    BundleError
+        If a file is missing, altered, not listed, no plain file, or named outside the folder.
+    """
+    manifest = read_manifest(folder)
+    if manifest.bundle_id != folder.name and not folder.name.startswith("."):
+        raise BundleError(f"{folder}: the manifest is of {manifest.bundle_id}; folder renamed or mixed up")
+    for name, entry in manifest.files.items():
+        if "/" in name or "\\" in name or name in ("", ".", "..", MANIFEST):
+            raise BundleError(f"{folder}/{MANIFEST}: file name {name!r} does not stay inside the bundle")
+        path = folder / name
+        if path.is_symlink() or not path.is_file():
+            raise BundleError(f"{path}: expected a plain file, found {'a link' if path.is_symlink() else 'none'}")
+        if (size := path.stat().st_size) != entry.bytes:
+            raise BundleError(f"{path}: expected {entry.bytes} bytes, found {size}; the file was cut or replaced")
+        if (digest := sha256(path)) != entry.sha256:
+            raise BundleError(f"{path}: expected sha256 {entry.sha256[:12]}..., found {digest[:12]}...; it was altered")
+    extra = {p.name for p in folder.iterdir()} - set(manifest.files) - {MANIFEST}
+    if extra:
+        raise BundleError(f"{folder}: files that the manifest does not list: {', '.join(sorted(extra))}")
+    return manifest
+
+
+def current_bundle(artifacts: Path) -> Path | None:
+    """Folder of the live bundle, None where none is live.
+
+    Raises
+    ------
+    BundleError
+        If the pointer names a folder that is not there, or something that is no folder name.
+    """
+    try:
+        name = (artifacts / CURRENT).read_text("utf-8").strip()
+    except FileNotFoundError:
+        return None
+    if not name or "/" in name or name.startswith("."):
+        raise BundleError(f"{artifacts / CURRENT}: expected the name of a bundle folder, found {name!r}")
+    if not (artifacts / name).is_dir():
+        raise BundleError(f"{artifacts / CURRENT} names {name}, which is not there; promote another bundle")
+    return artifacts / name
+
+
+def set_current(artifacts: Path, bundle_id: str, reason: str, run_id: str = "") -> None:
+    """Verify a bundle and make it the live one: the history line first, then the pointer, each atomic.
+
+    Raises
+    ------
+    BundleError
+        If the bundle does not verify; the live one stays.
+    """
+    manifest = verify_files(artifacts / bundle_id)
+    previous = current_bundle_name(artifacts)
+    line = {
+        "at": now(),
+        "bundle_id": bundle_id,
+        "previous": previous,
+        "run_id": run_id or manifest.run_id,
+        "reason": reason,
+    }
+    with (artifacts / HISTORY).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    write_atomic(artifacts / CURRENT, f"{bundle_id}\n".encode())
+
+
+def current_bundle_name(artifacts: Path) -> str | None:
+    """Name in the current pointer, whether or not its folder is there; None where there is no pointer."""
+    try:
+        return (artifacts / CURRENT).read_text("utf-8").strip() or None
+    except FileNotFoundError:
+        return None
+
+
+def read_history(artifacts: Path) -> list[dict[str, Any]]:
+    """Lines of the history, oldest first; a last line cut off by a crash is left out."""
+    lines: list[dict[str, Any]] = []
+    try:
+        text = (artifacts / HISTORY).read_text("utf-8")
+    except FileNotFoundError:
+        return lines
+    for line in text.splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return lines

@@ -1,0 +1,42 @@
+"""Settings of the services, from FRAUDLIB_* environment variables; the README's table is made from this class."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from fraudlib import paths
+
+
+class Settings(BaseSettings):
+    """Everything that a service can be told. Built in the command line and passed down, never read at import."""
+
+    model_config = SettingsConfigDict(env_prefix="FRAUDLIB_", frozen=True, extra="ignore")
+
+    kafka_bootstrap_servers: str = Field("127.0.0.1:9092", description="broker addresses, comma-separated")
+    topic_partitions: int = Field(4, ge=1, le=1024, description="partitions of each topic that the project creates")
+    consumer_group: str = Field("fraud-workers", description="consumer group of the workers")
+    broker_host: str = Field("127.0.0.1", description="address that the embedded broker listens on")
+    broker_port: int = Field(9092, ge=1, le=65535, description="port of the embedded broker")
+    api_host: str = Field("127.0.0.1", description="address that the API listens on")
+    api_port: int = Field(8000, ge=1, le=65535, description="port of the API")
+    metrics_host: str = Field("127.0.0.1", description="address of the worker's metrics and health endpoints")
+    metrics_port: int = Field(9108, ge=0, le=65535, description="port of the worker's metrics; 0 picks a free one")
+    artifacts_dir: Path = Field(Path("artifacts"), description="folder of the bundles; relative to the project's root")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="scoring device: auto, cpu or cuda:N")
+    score_threads: int = Field(1, ge=1, le=64, description="threads of PyTorch in the worker")
+    batch_max_records: int = Field(4096, ge=1, le=65536, description="most transactions in one micro-batch")
+    batch_wait_ms: int = Field(2, ge=0, le=1000, description="longest wait for more transactions when idle, in ms")
+    reload_seconds: float = Field(2.0, gt=0, description="how often the worker looks for a new current bundle, in s")
+    max_body_bytes: int = Field(1_048_576, ge=1024, description="largest body of one transaction or label, in bytes")
+    max_batch_body_bytes: int = Field(67_108_864, ge=1024, description="largest body of POST /transactions, in bytes")
+    max_in_flight: int = Field(1000, ge=1, description="requests admitted at once before 503 with Retry-After")
+    send_timeout_seconds: float = Field(5.0, gt=0, description="longest wait for the broker's acknowledgement, in s")
+    max_wait_seconds: float = Field(30.0, gt=0, description="upper bound of Prefer: wait, in s")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="lowest level that is logged")
+
+    @property
+    def artifacts(self) -> Path:
+        """Absolute artifacts folder."""
+        return paths.resolve(self.artifacts_dir)
