@@ -1,0 +1,414 @@
+"""Months of taxi trips: read every schema of the TLC and its mirrors into one typed table, find months, fetch them.
+
+Values are never changed: nothing is clipped, filled or dropped. A text column of payments ("cash", "credit card" in
+one teaching extract) is not turned into TLC codes either; payment_type stays null there, as do the zones.
+"""
+
+import csv
+import hashlib
+import http.client
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from fraudlib.errors import DataError, FraudError, ParameterError, SchemaError
+from fraudlib.schema import (
+    BY_NAME,
+    COLUMNS,
+    NUMBER_COLUMNS,
+    REQUIRED_COLUMNS,
+    SERVICES,
+    TIME_COLUMNS,
+    Kind,
+    canonical_name,
+    service_of,
+)
+
+_TYPES: Final[dict[Kind, pa.DataType]] = {
+    "integer": pa.int64(),
+    "float": pa.float64(),
+    "time": pa.timestamp("us"),
+    "text": pa.string(),
+}
+TRIPS_SCHEMA: Final = pa.schema([(c.name, _TYPES[c.kind]) for c in COLUMNS] + [("service", pa.string())])
+SIMULATED_KEY: Final = b"fraudlib.simulated"
+BASE_URL: Final = "https://d37ci6vzurychx.cloudfront.net/trip-data"
+TIMEOUT_SECONDS: Final = 30
+_SUFFIXES: Final = (".parquet", ".csv")
+_MONTH_FILE: Final = re.compile(r"(green|yellow)_tripdata_(sample_)?(\d{4}-\d{2})(_latlon)?\.(parquet|csv)")
+_PERIOD: Final = re.compile(r"(\d{4}-(?:0[1-9]|1[0-2]))(-\d{2})?(?::(\d{4}-(?:0[1-9]|1[0-2]))(-\d{2})?)?")
+_CSV_COLUMN: Final = re.compile(r"In CSV column #(\d+): (.*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a file keeps each canonical column, and which service all its rows belong to."""
+
+    path: Path
+    columns: dict[str, str]
+    service: str | None
+
+
+def _describe(path: Path, names: Sequence[str]) -> _Source:
+    columns: dict[str, str] = {}
+    for name in names:
+        # "color" (green, yellow) is the teaching extract's name for the service.
+        canonical = "service" if name.strip().lower() == "color" else canonical_name(name)
+        if canonical not in BY_NAME and canonical != "service":
+            continue
+        if canonical in columns:
+            raise SchemaError(
+                f"{path}: expected one column for {canonical}, found {columns[canonical]!r} and {name!r}; drop one."
+            )
+        columns[canonical] = name
+    missing = [name for name in REQUIRED_COLUMNS if name not in columns]
+    if missing:
+        raise SchemaError(
+            f"{path} is not a file of trips: expected the column {missing[0]} in any of the TLC's spellings, found "
+            f"{', '.join(names[:30]) or 'no columns'}; pass a TLC trip file."
+        )
+    prefix = path.name.split("_", 1)[0].lower()
+    named = prefix if prefix in SERVICES else None
+    return _Source(path, columns, service_of(columns["pickup_datetime"]) or named)
+
+
+def _cast(array: pa.Array, name: str, path: Path) -> pa.Array:
+    kind = BY_NAME[name].kind if name in BY_NAME else "text"
+    found = array.type
+    number = pa.types.is_integer(found) or pa.types.is_floating(found) or pa.types.is_decimal(found)
+    text = pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_dictionary(found)
+    naive = pa.types.is_timestamp(found) and found.tz is None
+    fits = {"integer": number, "float": number, "time": naive or text, "text": text}[kind]
+    if not fits and not pa.types.is_null(found):
+        wanted = {"integer": "whole numbers", "float": "numbers", "time": "times without a zone", "text": "text"}[kind]
+        raise SchemaError(f"{path}: expected {wanted} in the column {name}, found {found}; write it with that type.")
+    if kind == "integer" and pa.types.is_floating(found):
+        array = pc.if_else(pc.is_nan(array), pa.scalar(None, found), array)
+    try:
+        return array.cast(_TYPES[kind])
+    except pa.ArrowInvalid as error:
+        raise SchemaError(f"{path}: expected {kind} values in the column {name}: {error}; correct the file.") from error
+
+
+def _typed(batch: pa.RecordBatch, source: _Source) -> pa.RecordBatch:
+    arrays = []
+    for field in TRIPS_SCHEMA:
+        if field.name in source.columns:
+            array = _cast(batch.column(source.columns[field.name]), field.name, source.path)
+        elif field.name == "service" and source.service is not None:
+            array = pa.repeat(pa.scalar(source.service), len(batch))
+        else:
+            array = pa.nulls(len(batch), field.type)
+        arrays.append(array)
+    return pa.record_batch(arrays, schema=TRIPS_SCHEMA)
+
+
+def _open_parquet(path: Path) -> pq.ParquetFile:
+    # Without pre-buffering a row group of any size is decoded piece by piece.
+    return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+
+
+def _parquet_batches(path: Path, batch_rows: int) -> Iterator[pa.RecordBatch]:
+    with _open_parquet(path) as file:
+        source = _describe(path, file.schema_arrow.names)
+        for batch in file.iter_batches(batch_rows, columns=list(source.columns.values())):
+            yield _typed(batch, source)
+
+
+def _csv_header(path: Path) -> list[str]:
+    with path.open(newline="", encoding="utf-8-sig") as lines:
+        return next(csv.reader(lines), [])
+
+
+def _csv_batches(path: Path, batch_rows: int) -> Iterator[pa.RecordBatch]:
+    source = _describe(path, _csv_header(path))
+    # Whole numbers are read as floats first: mirrors write "1.0" where a column has gaps.
+    reads = {"integer": pa.float64(), "float": pa.float64(), "time": pa.timestamp("us"), "text": pa.string()}
+    kinds = {name: BY_NAME[key].kind if key in BY_NAME else "text" for key, name in source.columns.items()}
+    options = pa.csv.ConvertOptions(
+        include_columns=list(kinds),
+        column_types={name: reads[kind] for name, kind in kinds.items()},
+        strings_can_be_null=True,
+        timestamp_parsers=[pa.csv.ISO8601, "%m/%d/%Y %I:%M:%S %p"],
+    )
+    with pa.csv.open_csv(path, convert_options=options) as reader:
+        for batch in reader:
+            for start in range(0, len(batch), batch_rows):
+                yield _typed(batch.slice(start, batch_rows), source)
+
+
+def _file_batches(path: Path, batch_rows: int) -> Iterator[pa.RecordBatch]:
+    if not path.is_file():
+        raise DataError(f"Expected a trip file at {path}, found nothing; check the path or download the month.")
+    if path.suffix.lower() not in _SUFFIXES:
+        raise DataError(f"Expected a .parquet or .csv file, found {path}; convert it or pass another.")
+    if path.stat().st_size == 0:
+        raise DataError(f"Expected trips in {path}, found an empty file; download the month again.")
+    reader: Callable[[Path, int], Iterator[pa.RecordBatch]]
+    reader = _parquet_batches if path.suffix.lower() == ".parquet" else _csv_batches
+    rows = 0
+    try:
+        for batch in reader(path, batch_rows):
+            rows += len(batch)
+            yield batch
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        detail = " ".join(str(error).split())
+        if match := _CSV_COLUMN.match(detail):
+            name = _csv_header(path)[int(match[1])]
+            raise SchemaError(f"{path}: the column {name} is ill-typed: {match[2]}; correct the file.") from error
+        raise DataError(
+            f"Expected a whole {path.suffix[1:]} file at {path}, found it unreadable ({detail[:200]}); "
+            "it may be truncated, download it again."
+        ) from error
+    if not rows:
+        raise DataError(f"Expected trips in {path}, found a header without rows; download the month again.")
+
+
+def _files(path: str | Path | Sequence[str | Path]) -> list[Path]:
+    if not isinstance(path, (str, Path)):
+        return [file for item in path for file in _files(item)]
+    path = Path(path)
+    if not path.is_dir():
+        return [path]
+    found = sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES and file.name[0] != ".")
+    files = [file for file in found if "tripdata" in file.name.lower()] or found
+    if not files:
+        raise DataError(f"Expected .parquet or .csv trip files in {path}, found none; download a month into it.")
+    return files
+
+
+def batches(path: str | Path | Sequence[str | Path], batch_rows: int = 65536) -> Iterator[pa.RecordBatch]:
+    """Stream trips at constant memory.
+
+    Parameters
+    ----------
+    path : a parquet or CSV file, a folder, or a sequence of these. Of a folder, the files with "tripdata" in their
+        name are read, by name; where there are none, every parquet and CSV file.
+    batch_rows : most rows in a batch.
+
+    Yields
+    ------
+    RecordBatch of TRIPS_SCHEMA; columns that a file lacks are null. Unknown columns are ignored. `service` comes from
+    a column of that name, the spelling of the pickup column or the file name.
+
+    Raises
+    ------
+    SchemaError : the file is not trips or a column has another type.
+    DataError : a file is missing, empty or unreadable.
+    """
+    for file in _files(path):
+        yield from _file_batches(file, batch_rows)
+
+
+def read(path: str | Path | Sequence[str | Path], *, progress: bool = False) -> pa.Table:
+    """Trips of a file, a folder or several as one table of TRIPS_SCHEMA; see `batches` for rules and errors.
+
+    The table's metadata carries `fraudlib.simulated` where a file is marked so, and keeps it when written.
+    """
+    files = _files(path)
+    parts: list[pa.RecordBatch] = []
+    for file in tqdm(files, disable=not progress or len(files) < 2, desc="reading trips", unit="file"):
+        parts.extend(_file_batches(file, 1 << 20))
+    table = pa.Table.from_batches(parts, TRIPS_SCHEMA)
+    return mark_simulated(table) if any(map(is_simulated, files)) else table
+
+
+def mark_simulated(table: pa.Table) -> pa.Table:
+    """The same table with metadata that says its trips are simulated."""
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), SIMULATED_KEY: b"true"})
+
+
+def is_simulated(path: str | Path) -> bool:
+    """Whether a parquet file says that its trips are simulated."""
+    if Path(path).suffix.lower() != ".parquet":
+        return False
+    return bool((pq.read_schema(path).metadata or {}).get(SIMULATED_KEY) == b"true")
+
+
+def to_columns(trips: pa.Table | pa.RecordBatch) -> dict[str, NDArray[Any]]:
+    """Arrays of length n by canonical name, as features and scoring take them; text columns are left out.
+
+    Numbers are float64 with NaN for null, times datetime64[us] with NaT; `service` is 0.0 green, 1.0 yellow, NaN
+    unknown. The arrays may be read-only views of the table.
+    """
+    columns: dict[str, NDArray[Any]] = {}
+    for name in (*TIME_COLUMNS, *NUMBER_COLUMNS):
+        column = trips.column(name)
+        columns[name] = _numpy(column if name in TIME_COLUMNS else column.cast(pa.float64()))
+    codes = pc.index_in(trips.column("service"), value_set=pa.array(SERVICES, pa.string()))
+    columns["service"] = _numpy(codes.cast(pa.float64()))
+    return columns
+
+
+def _numpy(column: pa.Array | pa.ChunkedArray) -> NDArray[Any]:
+    array = column.to_numpy() if isinstance(column, pa.ChunkedArray) else column.to_numpy(zero_copy_only=False)
+    return np.asarray(array)
+
+
+def months(data_dir: str | Path, service: str) -> dict[str, Path]:
+    """Files of one service in a folder by month "YYYY-MM", in order; a full month wins over a sample, parquet over CSV.
+
+    Known names: `{service}_tripdata_{YYYY-MM}.parquet|csv`, also `_sample_` before and `_latlon` after the month.
+    """
+    found: dict[str, tuple[tuple[bool, bool, bool], Path]] = {}
+    folder = Path(data_dir)
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        match = _MONTH_FILE.fullmatch(path.name)
+        if match and match[1] == service:
+            rank = (match[2] is not None, match[4] is not None, match[5] == "csv")
+            found[match[3]] = min(found.get(match[3], (rank, path)), (rank, path))
+    return {month: found[month][1] for month in sorted(found)}
+
+
+def _last_day(month: str) -> np.datetime64:
+    following = np.datetime64(month, "M") + np.timedelta64(1, "M")
+    return following.astype("datetime64[D]") - np.timedelta64(1, "D")
+
+
+def _days(period: str) -> tuple[np.datetime64, np.datetime64]:
+    """First and last day (datetime64[D], inclusive) of a period."""
+    match = _PERIOD.fullmatch(period)
+    whole = match is not None and match[2] is None
+    if match is None or (match[3] is not None and whole != (match[4] is None)):
+        raise ParameterError(
+            f"Expected a period like 2023-01, 2023-01:2023-03 or 2023-05-01:2023-05-20, found {period!r}; correct it."
+        )
+    start, end = match[1] + (match[2] or ""), (match[3] or match[1]) + ((match[4] if match[3] else match[2]) or "")
+    try:
+        first = np.datetime64(start, "D")
+        last = _last_day(end) if whole else np.datetime64(end, "D")
+    except ValueError as error:
+        raise ParameterError(f"Expected days of the calendar, found {period!r}; correct it.") from error
+    if last < first:
+        raise ParameterError(f"Expected a period that ends after it begins, found {period!r}; swap its ends.")
+    return first, last
+
+
+def load_period(data_dir: str | Path, service: str, period: str, *, progress: bool = False) -> pa.Table:
+    """Trips of a period from the months in a folder, as one table of TRIPS_SCHEMA.
+
+    Parameters
+    ----------
+    period : `2023-01`, `2023-01:2023-03` (months, inclusive) or `2023-05-01:2023-05-20` (days, inclusive, by pickup).
+        Rows whose clock lies outside the file's month count to the nearest day of it, null pickups to its first.
+
+    Raises
+    ------
+    DataError : a month is missing (the message lists those that are there) or the period holds no trips.
+    ParameterError : the period cannot be read.
+    """
+    first, last = _days(period)
+    there = months(data_dir, service)
+    wanted = [str(month) for month in np.arange(first.astype("datetime64[M]"), last.astype("datetime64[M]") + 1)]
+    for month in wanted:
+        if month not in there:
+            raise DataError(
+                f"Expected {service} trips of {month} in {Path(data_dir)}, found months: {', '.join(there) or 'none'}; "
+                f"fetch it with `python -m fraudlib.trips {data_dir} --service {service} --month {month}`."
+            )
+    bar = tqdm(wanted, disable=not progress or len(wanted) < 2, desc=f"reading {service} trips", unit="month")
+    tables = [_of_days(read(there[month]), month, first, last) for month in bar]
+    table = pa.concat_tables([part.replace_schema_metadata(None) for part in tables])
+    if not len(table):
+        raise DataError(f"Expected {service} trips of {period} in {Path(data_dir)}, found none; choose another period.")
+    simulated = any((part.schema.metadata or {}).get(SIMULATED_KEY) for part in tables)
+    return mark_simulated(table) if simulated else table
+
+
+def _of_days(table: pa.Table, month: str, first: np.datetime64, last: np.datetime64) -> pa.Table:
+    begin = np.datetime64(month, "D")
+    end = _last_day(month)
+    if first <= begin and end <= last:
+        return table
+    day = _numpy(table.column("pickup_datetime")).astype("datetime64[D]")
+    day = np.clip(np.where(np.isnat(day), begin, day), begin, end)
+    return table.filter(pa.array((day >= first) & (day <= last)))
+
+
+def provenance(paths: Sequence[str | Path]) -> dict[str, Any]:
+    """What the data is: `{"files": [{"name", "bytes", "sha256", "rows"}], "simulated": bool}`, in the given order."""
+    entries = []
+    files = _files(paths)
+    for path in files:
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        rows = sum(len(batch) for batch in _file_batches(path, 65536))
+        entries.append({"name": path.name, "bytes": path.stat().st_size, "sha256": digest, "rows": rows})
+    return {"files": entries, "simulated": any(map(is_simulated, files))}
+
+
+def download(data_dir: str | Path, service: str, month: str, *, progress: bool = True) -> Path:
+    """Fetch a month from the TLC into `data_dir` and return its path; a month that is there already is kept.
+
+    The file gets its name only after it was received whole and found to be trips.
+
+    Raises
+    ------
+    DataError : the address cannot be reached, the month is not published, or what came is not trips.
+    """
+    if service not in SERVICES or not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", month):
+        raise ParameterError(f"Expected green or yellow and a month like 2023-01, found {service!r} and {month!r}.")
+    target = Path(data_dir) / f"{service}_tripdata_{month}.parquet"
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    url = f"{BASE_URL}/{target.name}"
+    partial = target.with_name(f".{os.getpid()}_{target.name}")
+    try:
+        _fetch(url, partial, progress)
+        for _ in _file_batches(partial, 1 << 16):
+            pass
+        os.replace(partial, target)
+    except (OSError, http.client.HTTPException) as error:
+        reason = f"HTTP {error.code}" if isinstance(error, urllib.error.HTTPError) else str(error)
+        raise DataError(
+            f"Could not download {url} ({reason}); check the connection and that the TLC has published the month, or "
+            f"copy the file to {target} by hand."
+        ) from error
+    except FraudError as error:
+        raise DataError(f"Expected trips from {url}, received something else ({error}); try again later.") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
+
+
+def _fetch(url: str, target: Path, progress: bool) -> None:
+    with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response, target.open("wb") as out:  # noqa: S310
+        size = int(response.headers.get("Content-Length") or 0)
+        with tqdm(total=size or None, disable=not progress, desc=target.name, unit="B", unit_scale=True) as bar:
+            while chunk := response.read(1 << 18):
+                out.write(chunk)
+                bar.update(len(chunk))
+        if size and out.tell() != size:
+            raise OSError(f"received {out.tell()} of {size} bytes")
+
+
+@click.command()
+@click.argument("data_dir", type=click.Path(path_type=Path))
+@click.option("--service", type=click.Choice(SERVICES), default="green", show_default=True)
+@click.option("--month", "wanted", multiple=True, required=True, help="YYYY-MM; repeat for several")
+def main(data_dir: Path, service: str, wanted: tuple[str, ...]) -> None:
+    """Download months of TLC trips into DATA_DIR."""
+    for month in wanted:
+        try:
+            click.echo(download(data_dir, service, month))
+        except FraudError as error:
+            raise click.ClickException(str(error)) from error
+
+
+if __name__ == "__main__":
+    main()
