@@ -275,8 +275,7 @@ def months(data_dir: str | Path, service: str) -> dict[str, Path]:
 
 
 def _last_day(month: str) -> np.datetime64:
-    following = np.datetime64(month, "M") + np.timedelta64(1, "M")
-    return following.astype("datetime64[D]") - np.timedelta64(1, "D")
+    return np.datetime64(np.datetime64(month, "M") + np.timedelta64(1, "M"), "D") - np.timedelta64(1, "D")
 
 
 def _days(period: str) -> tuple[np.datetime64, np.datetime64]:
