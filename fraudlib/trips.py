@@ -4,6 +4,7 @@ Values are never changed: nothing is clipped, filled or dropped. A text column o
 one teaching extract) is not turned into TLC codes either; payment_type stays null there, as do the zones.
 """
 
+import calendar
 import csv
 import hashlib
 import http.client
@@ -275,7 +276,8 @@ def months(data_dir: str | Path, service: str) -> dict[str, Path]:
 
 
 def _last_day(month: str) -> np.datetime64:
-    return np.datetime64(np.datetime64(month, "M") + np.timedelta64(1, "M"), "D") - np.timedelta64(1, "D")
+    year, number = map(int, month.split("-"))
+    return np.datetime64(f"{month}-{calendar.monthrange(year, number)[1]}", "D")
 
 
 def _days(period: str) -> tuple[np.datetime64, np.datetime64]:
@@ -289,7 +291,7 @@ def _days(period: str) -> tuple[np.datetime64, np.datetime64]:
     start, end = match[1] + (match[2] or ""), (match[3] or match[1]) + ((match[4] if match[3] else match[2]) or "")
     try:
         first = np.datetime64(start, "D")
-        last = _last_day(end) if whole else np.datetime64(end, "D")
+        last = _last_day(end[:7]) if whole else np.datetime64(end, "D")
     except ValueError as error:
         raise ParameterError(f"Expected days of the calendar, found {period!r}; correct it.") from error
     if last < first:
