@@ -1,0 +1,164 @@
+"""`python -m pipelines`: retrain, schedule, promote, rollback, history."""
+
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from fraudlib import paths
+from fraudlib.errors import FraudError, ParameterError
+from fraudlib.settings import Settings
+from pipelines import registry
+
+FOLDER = click.Path(path_type=Path, file_okay=False, resolve_path=True)
+EXIT_FAILED, EXIT_PARAMETER, EXIT_BUSY, EXIT_INTERRUPTED = 1, 2, 3, 130
+
+artifacts_option = click.option(
+    "--artifacts",
+    type=FOLDER,
+    default=lambda: Settings().artifacts,
+    show_default="FRAUDLIB_ARTIFACTS_DIR, else artifacts",
+    help="Folder of the bundles.",
+)
+
+
+def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that retrain and schedule share."""
+    for option in (
+        artifacts_option,
+        click.option(
+            "--runs",
+            type=FOLDER,
+            default=lambda: paths.resolve("runs"),
+            show_default="runs",
+            help="Folder of the runs.",
+        ),
+        click.option("-p", "assignments", multiple=True, metavar="NAME=VALUE", help="A parameter; wins over --params."),
+        click.option(
+            "--params", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="YAML file of parameters."
+        ),
+        click.option("--notebooks", type=FOLDER, default=lambda: paths.resolve("notebooks"), hidden=True),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group()
+def main() -> None:
+    """Run the notebooks as a production line. Results go to stdout, everything else to stderr."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    logging.getLogger("apscheduler").setLevel(logging.WARNING)
+
+
+@main.command()
+@training_options
+def retrain(params: Path | None, assignments: tuple[str, ...], artifacts: Path, runs: Path, notebooks: Path) -> None:
+    """Run notebooks 01 to 04 and promote the bundle that they sealed.
+
+    The last line is JSON. Exit code 0: the run went through, whether or not its bundle passed the gate; 1: a stage
+    failed; 2: a parameter is wrong; 3: another run is at work.
+    """
+    from pipelines.parameters import read, split
+    from pipelines.retrain import retrain as run
+
+    outcome = run((read(params) if params else {}) | split(assignments), artifacts, runs, notebooks)
+    if outcome.failed:
+        click.echo(outcome.reason, err=True)
+    click.echo(outcome.line())
+    sys.exit(int(outcome.failed))
+
+
+@main.command()
+@click.option("--cron", required=True, help='Crontab expression, such as "0 3 * * 1" for Mondays at three.')
+@click.option("--timezone", default="UTC", show_default=True, help="Time zone of the expression.")
+@training_options
+def schedule(
+    cron: str,
+    timezone: str,
+    params: Path | None,
+    assignments: tuple[str, ...],
+    artifacts: Path,
+    runs: Path,
+    notebooks: Path,
+) -> None:
+    """Retrain by the clock until stopped; one run at a time."""
+    from pipelines.schedule import serve, trigger
+
+    arguments = ["--artifacts", str(artifacts), "--runs", str(runs), "--notebooks", str(notebooks)]
+    arguments += ["--params", str(params.resolve())] if params else []
+    for assignment in assignments:
+        arguments += ["-p", assignment]
+    try:
+        serve(trigger(cron, timezone), arguments)
+    except KeyboardInterrupt:
+        click.echo("schedule stopped", err=True)
+
+
+@main.command()
+@click.argument("bundle_id", metavar="ID")
+@click.option("--reason", default="promoted by hand", show_default=True, help="Why, for the history.")
+@artifacts_option
+def promote(bundle_id: str, reason: str, artifacts: Path) -> None:
+    """Verify bundle ID and make it the live one."""
+    registry.promote(artifacts, bundle_id, reason)
+    click.echo(f"{bundle_id} is live")
+
+
+@main.command()
+@artifacts_option
+def rollback(artifacts: Path) -> None:
+    """Go back to the bundle that was live before."""
+    click.echo(f"{registry.rollback(artifacts)} is live")
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@artifacts_option
+def history(as_json: bool, artifacts: Path) -> None:
+    """What was live from when, and why; the live one carries a star."""
+    lines = registry.history(artifacts)
+    if as_json:
+        for line in lines:
+            click.echo(json.dumps(line))
+        return
+    if not lines:
+        click.echo(f"{artifacts}: nothing was promoted yet", err=True)
+        return
+    columns = ("at", "bundle_id", "run_id", "reason")
+    rows = [("", *columns)] + [
+        ("*" if line["live"] else "", *(str(line.get(c, "")) for c in columns)) for line in lines
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def run() -> None:
+    """Run the command line; an error of the project is one sentence on stderr."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        main(standalone_mode=False)
+    except click.ClickException as err:
+        err.show()
+        sys.exit(err.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted; nothing was published", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except (FraudError, OSError) as err:
+        click.echo(str(err), err=True)
+        known: dict[type[Exception], int] = {ParameterError: EXIT_PARAMETER, registry.BusyError: EXIT_BUSY}
+        sys.exit(known.get(type(err), EXIT_FAILED))
+
+
+if __name__ == "__main__":
+    run()

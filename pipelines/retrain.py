@@ -1,0 +1,144 @@
+"""One run of the notebooks 01 to 04, and the promotion of what they sealed."""
+
+import json
+import logging
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from fraudlib import manifest
+from fraudlib.errors import BundleError, GateError
+from fraudlib.paths import RunPaths
+from pipelines import parameters, registry
+from pipelines.notebook import StageError, execute
+
+STAGES: Final = ("01_prepare", "02_train", "03_tune", "04_evaluate")
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Outcome:
+    """What a run came to; its fields are the keys of the JSON line."""
+
+    run_id: str
+    bundle_id: str | None = None
+    promoted: bool = False
+    reason: str = ""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    failed: bool = field(default=False, metadata={"hidden": True})
+
+    def line(self) -> str:
+        """The JSON line of the contract."""
+        content = asdict(self)
+        del content["failed"]
+        return json.dumps(content)
+
+
+class Status:
+    """`status.json` of a run: the state of each stage, rewritten whole at every change."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "status.json"
+        self.content: dict[str, Any] = {
+            "run_id": folder.name,
+            "stages": {name: {"state": "pending"} for name in STAGES},
+        }
+        self.set_run("running")
+
+    def set_run(self, state: str, **more: Any) -> None:
+        """Record the state of the run: running, done, failed or interrupted."""
+        self.content |= {"state": state, "at": manifest.now(), **more}
+        self._write()
+
+    def set_stage(self, name: str, state: str, **more: Any) -> None:
+        """Record the state of one stage: pending, running, done or failed."""
+        self.content["stages"][name] |= {"state": state, "at": manifest.now(), **more}
+        self._write()
+
+    def _write(self) -> None:
+        manifest.write_atomic(self._path, json.dumps(self.content, indent=1).encode())
+
+
+def new_run_id() -> str:
+    """UTC time of the start and four random hex digits: names of runs sort by time."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+
+
+def retrain(given: Mapping[str, str], artifacts: Path, runs: Path, notebooks: Path) -> Outcome:
+    """Run the four notebooks with the given parameters and promote the bundle that they sealed, if it passed the gate.
+
+    Parameters
+    ----------
+    given : name and text of each parameter; typed by the notebooks' declarations.
+    artifacts, runs, notebooks : absolute folders; the first two are made when missing.
+
+    Raises
+    ------
+    ParameterError
+        If a parameter is unknown or of another type; nothing ran.
+    BusyError
+        If another run writes to the same artifacts; nothing ran.
+    """
+    declared = {name: parameters.declared(notebooks / f"{name}.ipynb") for name in STAGES}
+    values = parameters.resolve(parameters.merge(declared.values()), given)
+    artifacts.mkdir(parents=True, exist_ok=True)
+    with registry.exclusive(artifacts / ".retrain.lock"):
+        run = RunPaths.at(runs / new_run_id())
+        values |= {"run_dir": str(run.folder), "artifacts_dir": str(artifacts)}
+        manifest.write_atomic(run.folder / "parameters.json", json.dumps(values, indent=1).encode())
+        (run.folder / "logs").mkdir()
+        outcome, status = Outcome(run.folder.name), Status(run.folder)
+        log.info("run %s in %s", outcome.run_id, run.folder)
+        try:
+            for name in STAGES:
+                own = {key: value for key, value in values.items() if key in declared[name]}
+                _stage(notebooks / f"{name}.ipynb", run.folder, own, status)
+            _gate(run, artifacts, outcome)
+        except (StageError, GateError, BundleError) as err:
+            outcome.failed, outcome.reason = True, str(err)
+        except BaseException:
+            status.set_run("interrupted")
+            raise
+        status.set_run("failed" if outcome.failed else "done", promoted=outcome.promoted, reason=outcome.reason)
+        return outcome
+
+
+def _stage(source: Path, folder: Path, values: Mapping[str, parameters.Value], status: Status) -> None:
+    name, start = source.stem, time.perf_counter()
+    status.set_stage(name, "running")
+    try:
+        execute(source, folder / source.name, values, folder / "logs" / f"{name}.log")
+    except StageError as err:
+        status.set_stage(name, "failed", seconds=round(time.perf_counter() - start, 2), error=str(err))
+        raise
+    seconds = round(time.perf_counter() - start, 2)
+    status.set_stage(name, "done", seconds=seconds)
+    log.info("%s done in %.1f s", name, seconds)
+
+
+def _gate(run: RunPaths, artifacts: Path, outcome: Outcome) -> None:
+    """Read what 04 decided, and promote its bundle when it passed."""
+    outcome.metrics = _object(run.metrics)
+    gate = _object(run.gate)
+    passed, outcome.reason = gate.get("passed"), str(gate.get("reason", ""))
+    if not isinstance(passed, bool):
+        raise GateError(f'{run.gate}: expected "passed": true or false, found {passed!r}')
+    outcome.bundle_id = gate.get("bundle_id")
+    if passed:
+        registry.promote(artifacts, str(outcome.bundle_id), outcome.reason, outcome.run_id)
+        outcome.promoted = True
+    log.info("%s: %s", "promoted" if passed else "not promoted", outcome.reason)
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as err:
+        raise GateError(f"{path}: expected a JSON object from 04_evaluate ({err})") from err
+    if not isinstance(content, dict):
+        raise GateError(f"{path}: expected a JSON object from 04_evaluate, found a {type(content).__name__}")
+    return content
