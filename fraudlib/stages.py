@@ -1,0 +1,263 @@
+"""The three stages of a worker: fetch, score, publish, one batch in each, and the offsets that follow them.
+
+What makes the reader's filter right is that no output is written before all outputs of earlier inputs of its
+partition are acknowledged. So a batch is void as soon as one before it failed or its partition went away: the epoch
+moves on, and the partition is read again from the last acknowledged place.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+
+from fraudlib.kafka import NotSentError, OutcomeUnknownError, Publisher
+from fraudlib.live_bundle import LiveBundle
+from fraudlib.outputs import Outputs, process
+from fraudlib.schema import TOPIC_ALERTS, TOPIC_DEAD_LETTERS, TOPIC_SCORES
+from fraudlib.settings import Settings
+from fraudlib.telemetry import WorkerMetrics
+
+log = logging.getLogger(__name__)
+
+POLL_MS: Final = 200
+COMMIT_SECONDS: Final = 5.0
+REVOKE_SECONDS: Final = 8.0
+POLL_FAILURES: Final = 10
+
+
+@dataclass
+class _Batch:
+    """Messages of some polls, and where each partition goes on after them."""
+
+    epoch: int
+    messages: list[Any] = field(default_factory=list)
+    next_offsets: dict[TopicPartition, int] = field(default_factory=dict)
+    outputs: Outputs = field(default_factory=Outputs)
+
+
+class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Moves messages from the consumer through the scorer to the publisher; also listens to the group's rebalances.
+
+    Parameters
+    ----------
+    consumer : started, without automatic commits.
+    publisher : started.
+    reconnect : makes the publisher anew, with patience; False where the worker is to stop instead.
+    stopping : set when no more messages are to be taken.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        consumer: AIOKafkaConsumer,
+        publisher: Publisher,
+        bundle: LiveBundle,
+        executor: Executor,
+        metrics: WorkerMetrics,
+        reconnect: Callable[[], Any],
+        stopping: asyncio.Event,
+    ) -> None:
+        self._settings, self._consumer, self._publisher = settings, consumer, publisher
+        self._bundle, self._executor, self._metrics = bundle, executor, metrics
+        self._reconnect, self._stopping = reconnect, stopping
+        self._fetched: asyncio.Queue[_Batch | None] = asyncio.Queue(1)
+        self._scored: asyncio.Queue[_Batch | None] = asyncio.Queue(1)
+        self._hungry = False  # the scorer waits for a batch
+        self._idle = asyncio.Event()  # nothing is being published
+        self._idle.set()
+        self._dirty = asyncio.Event()  # something is acknowledged and not committed
+        self._commit_lock = asyncio.Lock()
+        self._epoch = 0
+        self._next: dict[TopicPartition, int] = {}
+        self._committed: dict[TopicPartition, int] = {}
+        self.is_assigned = False
+        self.last_progress = time.monotonic()
+        self.waits_for_messages = False
+
+    async def fetch(self) -> None:
+        """First stage: poll; while the scorer is busy, let the batch grow."""
+        failures = 0
+        while not self._stopping.is_set():
+            self.waits_for_messages = True
+            try:
+                batch = await self._poll(POLL_MS, self._settings.batch_max_records)
+                failures = 0
+            except KafkaError as err:
+                failures += 1
+                self._metrics.failures.labels("fetch").inc()
+                log.warning("poll failed", extra={"error": repr(err)})
+                if failures >= POLL_FAILURES:
+                    raise
+                await asyncio.sleep(1)
+                continue
+            self.waits_for_messages = False
+            if batch is None:
+                continue
+            while not self._hungry and (room := self._settings.batch_max_records - len(batch.messages)) > 0:
+                more = await self._poll(self._settings.batch_wait_ms, room)
+                if batch.epoch != self._epoch:
+                    batch = more or _Batch(self._epoch)
+                elif more:
+                    batch.messages += more.messages
+                    batch.next_offsets |= more.next_offsets
+            self._hungry = False
+            await self._fetched.put(batch)
+        await self._fetched.put(None)
+
+    async def _poll(self, timeout_ms: int, records: int) -> _Batch | None:
+        polled = await self._consumer.getmany(timeout_ms=timeout_ms, max_records=records)
+        # No await between the poll's end and here: the epoch is that of the moment the messages were handed out.
+        if not polled or not self.is_assigned:
+            return None
+        batch, now = _Batch(self._epoch), time.time()
+        for tp, messages in polled.items():
+            batch.messages += messages
+            batch.next_offsets[tp] = messages[-1].offset + 1
+            self._metrics.queue.observe_many([max(0.0, now - m.timestamp / 1000) for m in messages])
+        self.last_progress = time.monotonic()
+        return batch
+
+    async def score(self) -> None:
+        """Second stage, off the event loop, so that heartbeats go on."""
+        loop = asyncio.get_running_loop()
+        while (batch := await self._next_fetched()) is not None:
+            if batch.epoch != self._epoch or not batch.messages:
+                continue
+            self._metrics.batch.observe(len(batch.messages))
+            with self._metrics.score.time():
+                call = loop.run_in_executor(self._executor, process, batch.messages, self._bundle.scorer)
+                batch.outputs = await call
+            await self._scored.put(batch)
+        await self._scored.put(None)
+
+    async def _next_fetched(self) -> _Batch | None:
+        self._hungry = True
+        return await self._fetched.get()
+
+    async def publish(self) -> None:
+        """Third stage: alerts and dead letters acknowledged, then scores, then the offsets are due."""
+        while (batch := await self._scored.get()) is not None:
+            if batch.epoch != self._epoch:
+                continue
+            self._idle.clear()
+            try:
+                with self._metrics.publish.time():
+                    await self._emit(batch.outputs)
+            except (NotSentError, OutcomeUnknownError) as err:
+                self._metrics.failures.labels("publish").inc()
+                log.warning("batch not published; it is taken again", extra={"error": str(err)})
+                self._rewind()
+                self._idle.set()
+                if not await self._reconnect():
+                    raise
+            else:
+                self._acknowledge(batch)
+                self._idle.set()
+
+    async def _emit(self, outputs: Outputs) -> None:
+        await self._send({TOPIC_ALERTS: outputs.alerts, TOPIC_DEAD_LETTERS: outputs.dead_letters})
+        await self._send({TOPIC_SCORES: outputs.scores})
+
+    async def _send(self, topics: dict[str, dict[int, list[Any]]]) -> None:
+        sends = [self._publisher.send_rows(t, p, rows) for t, parts in topics.items() for p, rows in parts.items()]
+        # All end before the first error counts: nothing of this batch may still be under way when it starts again.
+        for result in await asyncio.gather(*sends, return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+
+    def _acknowledge(self, batch: _Batch) -> None:
+        outputs, metrics = batch.outputs, self._metrics
+        metrics.transactions.inc(outputs.scored)
+        for name in outputs.alert_fields:
+            metrics.alerts.labels(name).inc()
+        for cause in outputs.causes:
+            metrics.dead_letters.labels(cause).inc()
+        if batch.epoch == self._epoch:
+            self._next |= batch.next_offsets
+            self._dirty.set()
+
+    def _rewind(self) -> None:
+        """Void what is under way and read every partition again from its last acknowledged place."""
+        self._epoch += 1
+        for tp in self._consumer.assignment():
+            if tp in self._next:
+                self._consumer.seek(tp, self._next[tp])
+
+    async def commit_when_due(self) -> None:
+        """Commit in the background; one commit covers all batches that were acknowledged meanwhile."""
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            if not await self.commit():
+                await asyncio.sleep(1)
+                self._dirty.set()
+
+    async def commit(self) -> bool:
+        """Commit what is acknowledged; False where the broker did not take it."""
+        async with self._commit_lock:
+            epoch = self._epoch
+            due = {tp: n for tp, n in self._next.items() if n > self._committed.get(tp, -1)}
+            if not due:
+                return True
+            try:
+                async with asyncio.timeout(COMMIT_SECONDS):
+                    await self._consumer.commit(due)
+            except (CommitFailedError, IllegalStateError) as err:
+                log.warning("the group went on without this worker; its batches are void", extra={"error": repr(err)})
+                self._metrics.failures.labels("commit").inc()
+                if epoch == self._epoch:
+                    self._lose()
+                return True
+            except (KafkaError, TimeoutError) as err:
+                self._metrics.failures.labels("commit").inc()
+                log.warning("offsets not committed", extra={"error": repr(err)})
+                return False
+            self._committed |= due
+            return True
+
+    def _lose(self) -> None:
+        self._epoch += 1
+        self.is_assigned = False
+        self._next, self._committed = {}, {}
+
+    async def on_partitions_revoked(self, revoked: Any) -> None:
+        """Finish what is being published, commit it, and void the rest."""
+        self._epoch += 1
+        self.is_assigned = False
+        try:
+            async with asyncio.timeout(REVOKE_SECONDS):
+                await self._idle.wait()
+                await self.commit()
+        except TimeoutError:
+            log.warning("partitions leave with a batch under way; readers filter what comes twice")
+        self._lose()
+
+    async def on_partitions_assigned(self, assigned: Any) -> None:
+        """Start each partition at its committed place, whatever was polled in between."""
+        if not assigned:
+            return
+        partitions = list(assigned)
+        committed = {tp: await self._consumer.committed(tp) for tp in partitions}
+        fresh = [tp for tp in partitions if committed[tp] is None]
+        starts = await self._consumer.beginning_offsets(fresh) if fresh else {}
+        self._next = {tp: starts[tp] if committed[tp] is None else committed[tp] for tp in partitions}
+        self._committed = dict(self._next)
+        self._rewind()
+        self.is_assigned = True
+        self._metrics.rebalances.inc()
+        log.info("partitions assigned", extra={"partitions": sorted(tp.partition for tp in partitions)})
+
+    def lags(self) -> dict[TopicPartition, int]:
+        """Messages that wait, per assigned partition, as of the last answer of the broker."""
+        lags = {}
+        for tp in self._consumer.assignment():
+            high = self._consumer.highwater(tp)
+            if high is not None and tp in self._next:
+                lags[tp] = max(0, high - self._next[tp])
+        return lags

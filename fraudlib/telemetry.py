@@ -1,0 +1,194 @@
+"""What the services tell about themselves: Prometheus metrics, one object per service, and JSON log lines.
+
+No label value comes from a user: routes, topics, field names, causes and partitions are all known beforehand.
+"""
+
+import asyncio
+import json
+import logging
+import sys
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+WAITS: Final = (*SECONDS, 30.0, 60.0, 300.0, 1800.0)
+SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+
+
+class BulkHistogram(Collector):
+    """Histogram that takes many observations in one call; the client library's takes a lock for each.
+
+    Parameters
+    ----------
+    name, text : of the metric.
+    bounds : upper bounds of the buckets, ascending.
+    """
+
+    def __init__(self, name: str, text: str, bounds: Sequence[float], registry: CollectorRegistry) -> None:
+        self._name, self._text, self._bounds = name, text, tuple(bounds)
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+        registry.register(self)
+
+    def observe_many(self, values: Iterable[float]) -> None:
+        """Count every value."""
+        counts, bounds, total = self._counts, self._bounds, 0.0
+        for value in values:
+            counts[bisect_left(bounds, value)] += 1
+            total += value
+        self._sum += total
+
+    def collect(self) -> Iterator[Metric]:
+        """Current state, for the registry."""
+        running, buckets = 0, []
+        for bound, count in zip((*self._bounds, float("inf")), self._counts, strict=True):
+            running += count
+            buckets.append(("+Inf" if bound == float("inf") else repr(float(bound)), float(running)))
+        yield HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=self._sum)
+
+
+class ApiMetrics:
+    """Metrics of the API."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self.request = Histogram(
+            "fraudlib_api_request_seconds",
+            "time to answer a request",
+            ["route", "method", "status"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.in_flight = Gauge("fraudlib_api_requests_in_flight", "requests being answered", registry=registry)
+        self.items = Counter(
+            "fraudlib_api_transactions_total", "transactions received", ["outcome"], registry=registry
+        )  # accepted, invalid, not_sent, unknown
+        self.publish = Histogram(
+            "fraudlib_api_publish_seconds", "time to the broker's acknowledgement", buckets=SECONDS, registry=registry
+        )
+        self.broker_up = Gauge("fraudlib_api_broker_up", "1 while the broker answers", registry=registry)
+        self.rebuilds = Counter("fraudlib_api_producer_rebuilds_total", "producers replaced", registry=registry)
+        self.streams = Gauge("fraudlib_api_alert_streams", "clients that follow GET /alerts", registry=registry)
+        self.labels = Counter("fraudlib_api_labels_total", "labels accepted", ["verdict"], registry=registry)
+
+
+class WorkerMetrics:
+    """Metrics of a worker."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self.transactions = Counter("fraudlib_worker_transactions_total", "transactions scored", registry=registry)
+        self.alerts = Counter(
+            "fraudlib_worker_alerts_total", "alerts, by the field that surprised most", ["field"], registry=registry
+        )
+        self.dead_letters = Counter(
+            "fraudlib_worker_dead_letters_total", "messages put aside", ["cause"], registry=registry
+        )
+        self.queue = BulkHistogram(
+            "fraudlib_worker_queue_seconds", "from the message's time to the worker taking it", WAITS, registry
+        )
+        self.batch = Histogram(
+            "fraudlib_worker_batch_transactions", "transactions in a micro-batch", buckets=SIZES, registry=registry
+        )
+        self.score = Histogram(
+            "fraudlib_worker_score_seconds", "decode, score and encode one batch", buckets=SECONDS, registry=registry
+        )
+        self.publish = Histogram(
+            "fraudlib_worker_publish_seconds", "publish one batch, acknowledged", buckets=SECONDS, registry=registry
+        )
+        self.lag = Gauge(
+            "fraudlib_worker_lag", "messages that wait in an assigned partition", ["partition"], registry=registry
+        )
+        self.bundle = Gauge("fraudlib_worker_bundle_info", "1 for the bundle in use", ["bundle_id"], registry=registry)
+        self.reloads = Counter("fraudlib_worker_reloads_total", "new bundles seen", ["outcome"], registry=registry)
+        self.failures = Counter("fraudlib_worker_failures_total", "failures met", ["stage"], registry=registry)
+        self.rebalances = Counter("fraudlib_worker_rebalances_total", "assignments received", registry=registry)
+
+    def show_bundle(self, bundle_id: str) -> None:
+        """Say which bundle is in use."""
+        self.bundle.clear()
+        self.bundle.labels(bundle_id).set(1)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line: ts (UTC), level, service, logger, message and the extra fields."""
+
+    _standard: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+
+    def __init__(self, service: str) -> None:
+        super().__init__()
+        self._service = service
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Line of a record."""
+        line = {
+            "ts": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "service": self._service,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {name: value for name, value in record.__dict__.items() if name not in self._standard}
+        if record.exc_info:
+            line["trace"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def configure_logging(service: str, level: str) -> None:
+    """Log JSON lines to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter(service))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    # The client library logs every refused connection as an error; the services say it once, in their own words.
+    logging.getLogger("aiokafka").setLevel(logging.DEBUG if level == "DEBUG" else logging.CRITICAL)
+
+
+async def serve_health(
+    host: str, port: int, registry: CollectorRegistry, ready: Callable[[], str | None]
+) -> asyncio.Server:
+    """Serve /metrics, /healthz and /readyz on a plain socket, for a service without an HTTP framework.
+
+    Parameters
+    ----------
+    port : 0 picks a free one.
+    ready : returns what is missing, None when ready.
+    """
+
+    def answer(path: str) -> tuple[str, str, bytes]:
+        if path == "/metrics":
+            return "200 OK", CONTENT_TYPE, generate_latest(registry)
+        if path == "/healthz":
+            return "200 OK", "application/json", b'{"status":"alive"}'
+        if path == "/readyz":
+            missing = ready()
+            body = json.dumps({"status": "waiting", "for": missing} if missing else {"status": "ready"}).encode()
+            return ("503 Service Unavailable" if missing else "200 OK"), "application/json", body
+        return "404 Not Found", "application/json", b'{"status":"not found"}'
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(5):
+                head = await reader.readuntil(b"\r\n\r\n")
+                method, path = head.decode("latin-1").split(" ", 2)[:2]
+                status, kind, body = answer(path.split("?")[0])
+                if method not in ("GET", "HEAD"):
+                    status, kind, body = "405 Method Not Allowed", "application/json", b'{"status":"only GET"}'
+                writer.write(
+                    f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
+                    "Connection: close\r\n\r\n".encode()
+                    + (b"" if method == "HEAD" else body)
+                )
+                await writer.drain()
+        except (TimeoutError, OSError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            pass
+        finally:
+            writer.close()
+
+    return await asyncio.start_server(handle, host, port, limit=16384)

@@ -1,0 +1,267 @@
+"""The worker: takes transactions from Kafka in micro-batches, scores them and publishes what came out."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import KafkaError
+from prometheus_client import CollectorRegistry
+
+from fraudlib.broker import ensure_topics
+from fraudlib.errors import ServiceError
+from fraudlib.kafka import Publisher, client_options
+from fraudlib.live_bundle import LiveBundle
+from fraudlib.outputs import ModelError, Scorer
+from fraudlib.schema import TOPIC_ALERTS, TOPIC_SCORES, TOPIC_TRANSACTIONS
+from fraudlib.settings import Settings
+from fraudlib.stages import Stages
+from fraudlib.telemetry import WorkerMetrics, configure_logging, serve_health
+
+log = logging.getLogger(__name__)
+
+EXIT_NOT_DRAINED: Final = 1
+EXIT_STUCK: Final = 70
+EXIT_MODEL: Final = 71
+DRAIN_SECONDS: Final = 9.0
+
+LoadScorer = Callable[[Path], Scorer]
+
+
+class StuckError(ServiceError):
+    """Messages wait, the broker answers, and the consumer gets nothing."""
+
+
+class Worker:
+    """One worker of the group.
+
+    Parameters
+    ----------
+    settings : Settings
+    load_scorer : makes a scorer of a bundle's folder; raises BundleError for one that must not serve.
+    registry : for the metrics; a fresh one by default.
+    """
+
+    def __init__(self, settings: Settings, load_scorer: LoadScorer, registry: CollectorRegistry | None = None) -> None:
+        self._settings = settings
+        self._metrics = WorkerMetrics(registry or CollectorRegistry())
+        self._bundle = LiveBundle(settings.artifacts, load_scorer, self._metrics)
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="score")
+        self._stopping = asyncio.Event()
+        self._publisher = Publisher(settings)
+        self._stages: Stages | None = None
+
+    async def run(self) -> int:
+        """Work until SIGTERM or SIGINT.
+
+        Returns
+        -------
+        int
+            0 when all that was taken is published and committed, 1 where the broker was gone at the end, 70 where
+            the consumer was stuck, 71 where the model failed.
+
+        Raises
+        ------
+        FraudError
+            If there is no bundle to start with, a port is taken, or the topics do not fit.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        await self._bundle.load()
+        health = await self._serve_health()
+        try:
+            consumer = await self._connect()
+            if consumer is None:
+                return EXIT_NOT_DRAINED
+            return await self._work(consumer)
+        except StuckError as err:
+            log.error("worker gives up", extra={"error": str(err), "exit_code": EXIT_STUCK})
+            return EXIT_STUCK
+        except ModelError as err:
+            log.error("worker gives up", extra={"error": str(err), "exit_code": EXIT_MODEL})
+            return EXIT_MODEL
+        finally:
+            health.close()
+            self._executor.shutdown(wait=False, cancel_futures=True)
+
+    async def _serve_health(self) -> asyncio.Server:
+        host, port = self._settings.metrics_host, self._settings.metrics_port
+        try:
+            server = await serve_health(host, port, self._metrics.registry, self._missing)
+        except (OSError, OverflowError) as err:
+            raise ServiceError(
+                f"cannot listen on {host}:{port} ({err}); free the port or set FRAUDLIB_METRICS_PORT"
+            ) from err
+        log.info("health is served", extra={"host": host, "port": server.sockets[0].getsockname()[1]})
+        return server
+
+    def _missing(self) -> str | None:
+        return None if self._stages and self._stages.is_assigned else "partitions from the broker"
+
+    async def _patiently(self, attempt: Callable[[], Any]) -> Any:
+        """Result of an attempt, repeated with growing pauses; None where the worker was told to stop."""
+        pause = 0.2
+        while not self._stopping.is_set():
+            try:
+                return await attempt()
+            except (KafkaError, OSError) as err:
+                self._metrics.failures.labels("connect").inc()
+                log.warning("broker does not answer", extra={"error": repr(err), "retry_seconds": round(pause, 1)})
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), pause)
+            pause = min(pause * 1.7, 5.0)
+        return None
+
+    async def _connect(self) -> AIOKafkaConsumer | None:
+        consumer: AIOKafkaConsumer | None = await self._patiently(self._start_clients)
+        return consumer
+
+    async def _start_clients(self) -> AIOKafkaConsumer:
+        s = self._settings
+        await ensure_topics(s.kafka_bootstrap_servers, s.topic_partitions, s.topic_replication)
+        await self._publisher.start()
+        counts = {t: await self._publisher.partitions(t) for t in (TOPIC_TRANSACTIONS, TOPIC_SCORES, TOPIC_ALERTS)}
+        if len(set(counts.values())) > 1:
+            raise ServiceError(f"expected topics of equally many partitions, found {counts}; create them anew")
+        consumer = AIOKafkaConsumer(
+            **client_options(s),
+            group_id=s.consumer_group,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            session_timeout_ms=s.session_timeout_ms,
+            heartbeat_interval_ms=min(3000, s.session_timeout_ms // 3),
+            rebalance_timeout_ms=30_000,
+            max_poll_interval_ms=60_000,
+            max_partition_fetch_bytes=1_048_576,
+            fetch_max_bytes=8_388_608,
+        )
+        try:
+            await consumer.start()
+        except BaseException:
+            await _within(consumer.stop(), 2.0)
+            raise
+        return consumer
+
+    async def _restart_publisher(self) -> bool:
+        await self._publisher.stop(2.0)
+
+        async def start() -> bool:
+            await self._publisher.start()
+            return True
+
+        return bool(await self._patiently(start))
+
+    async def _work(self, consumer: AIOKafkaConsumer) -> int:
+        stages = self._stages = Stages(
+            self._settings,
+            consumer,
+            self._publisher,
+            self._bundle,
+            self._executor,
+            self._metrics,
+            self._restart_publisher,
+            self._stopping,
+        )
+        code = EXIT_NOT_DRAINED
+        try:
+            consumer.subscribe([TOPIC_TRANSACTIONS], listener=stages)
+            code = await self._run_stages(stages, consumer)
+        finally:
+            clean = await _within(consumer.stop(), 3.0)
+            clean = await self._publisher.stop(2.0) and clean
+        return code if clean else EXIT_NOT_DRAINED
+
+    async def _run_stages(self, stages: Stages, consumer: AIOKafkaConsumer) -> int:
+        """Run until a stop is asked for or a part fails; 0 when everything taken is committed."""
+        line = [asyncio.create_task(stage) for stage in (stages.fetch(), stages.score(), stages.publish())]
+        aside = [
+            asyncio.create_task(part)
+            for part in (
+                stages.commit_when_due(),
+                self._watch(stages, consumer),
+                self._bundle.watch(self._settings.reload_seconds),
+            )
+        ]
+        stop = asyncio.create_task(self._stopping.wait())
+        every = [*line, *aside, stop]
+        try:
+            await asyncio.wait(every, return_when=asyncio.FIRST_COMPLETED)
+            _raise_first(every)
+            log.info("worker drains")
+            _, pending = await asyncio.wait(line, timeout=DRAIN_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
+            _raise_first(every)
+            return 0 if not pending and await stages.commit() else EXIT_NOT_DRAINED
+        except (KafkaError, ServiceError) as err:
+            if not self._stopping.is_set() or isinstance(err, ModelError):
+                raise
+            log.error("not drained", extra={"error": str(err)})
+            return EXIT_NOT_DRAINED
+        finally:
+            for task in every:
+                task.cancel()
+            await asyncio.wait(every, timeout=1)
+
+    async def _watch(self, stages: Stages, consumer: AIOKafkaConsumer) -> None:
+        """Show the lag, and give up where messages wait although the broker answers: a supervisor starts anew."""
+        while True:
+            await asyncio.sleep(1)
+            lags = stages.lags()
+            for tp, lag in lags.items():
+                self._metrics.lag.labels(str(tp.partition)).set(lag)
+            quiet = time.monotonic() - stages.last_progress
+            if quiet < self._settings.watchdog_seconds or not stages.waits_for_messages or not stages.is_assigned:
+                continue
+            polled = [consumer.last_poll_timestamp(tp) for tp in consumer.assignment()]
+            silent = any(at is None or time.time() - at / 1000 > self._settings.watchdog_seconds for at in polled)
+            if (any(lags.values()) or silent) and await self._publisher.answers():
+                raise StuckError(f"{sum(lags.values())} messages wait and none came for {quiet:.0f} s")
+
+
+def _raise_first(tasks: Iterable["asyncio.Task[Any]"]) -> None:
+    for task in tasks:
+        if task.done() and not task.cancelled() and (error := task.exception()):
+            raise error
+
+
+async def _within(action: Any, seconds: float) -> bool:
+    """Whether the action ended well in time; a client's stop() waits for ever where the broker is gone."""
+    task = asyncio.ensure_future(action)
+    done, _ = await asyncio.wait([task], timeout=seconds)
+    if not done:
+        task.cancel()
+        return False
+    return task.exception() is None
+
+
+def load_scorer(settings: Settings) -> LoadScorer:
+    """Loader of bundles for the device of the settings."""
+    from fraudlib.scoring import Scorer as BundleScorer
+
+    def load(folder: Path) -> Scorer:
+        return BundleScorer.load(folder, device=settings.device, threads=settings.score_threads)
+
+    return load
+
+
+def run(settings: Settings, loader: LoadScorer | None = None) -> int:
+    """Run a worker until SIGTERM or SIGINT; blocking. See `Worker.run` for the exit codes and errors."""
+    configure_logging("worker", settings.log_level)
+
+    async def main() -> int:
+        return await Worker(settings, loader or load_scorer(settings)).run()
+
+    try:
+        import uvloop
+    except ImportError:
+        factory = None
+    else:
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(main())
