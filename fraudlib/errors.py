@@ -27,3 +27,7 @@ class ParameterError(FraudError):
 
 class ServiceError(FraudError):
     """A service could not start or go on: a busy port, a broker that does not answer, a missing bundle."""
+
+
+class ShapeError(FraudError):
+    """An array has another shape than the model was made for."""

@@ -1,0 +1,441 @@
+"""One feature path for training and serving: columns of trips in, a float32 matrix out, row by row.
+
+A feature is missing (NaN) where a field that it needs is missing. Fields are what the model hides and is surprised by;
+each feature names the fields that it is made of, so that hiding a field hides everything derived from it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fraudlib import tariff
+from fraudlib.statistics import Statistics, duration_minutes
+
+Array = NDArray[np.float64]
+Columns = Mapping[str, NDArray[np.generic]]
+Number = Callable[[str], Array]  # a column as float64 of shape (n,), NaN throughout where it is missing
+
+# Fields that the model predicts from the others, in the order of its outputs.
+AMOUNT_FIELDS: Final = (
+    "trip_distance",
+    "duration_minutes",
+    "fare_amount",
+    "extra",
+    "mta_tax",
+    "tip_amount",
+    "tolls_amount",
+    "improvement_surcharge",
+    "congestion_surcharge",
+    "total_amount",
+)
+CODE_FIELDS: Final[dict[str, tuple[int, ...]]] = {"rate_code_id": (1, 2, 3, 4, 5), "payment_type": (1, 2, 3, 4)}
+# Fields that are context only: never predicted.
+CONTEXT_FIELDS: Final = ("pickup_datetime", "zones", "vendor_id", "trip_type", "passenger_count", "service")
+FIELDS: Final = (*AMOUNT_FIELDS, *CODE_FIELDS, *CONTEXT_FIELDS)
+# Blank together on records of the second submission path; blank is context there, not suspicion.
+NULL_BLOCK: Final = ("rate_code_id", "payment_type", "passenger_count", "congestion_surcharge")
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A feature: its name and the fields that it is made of."""
+
+    name: str
+    fields: tuple[str, ...]
+
+
+def _f(name: str, *fields: str) -> Feature:
+    return Feature(name, fields)
+
+
+_D, _T, _F, _Z, _P = "trip_distance", "duration_minutes", "fare_amount", "zones", "pickup_datetime"
+_PARTS: Final = ("fare_amount", "extra", "mta_tax", "tip_amount", "tolls_amount", "improvement_surcharge")
+# A total gives its parts away, so hiding a part hides the total as well.
+_ALL_PARTS: Final = (*_PARTS, "congestion_surcharge")
+
+FEATURES: Final[tuple[Feature, ...]] = (
+    # targets first: feature i is what the model predicts for AMOUNT_FIELDS[i]
+    _f("distance_log", _D),
+    _f("duration_log", _T),
+    _f("fare_log", _F),
+    _f("extra_log", "extra"),
+    _f("mta_tax_usd", "mta_tax"),
+    _f("tip_log", "tip_amount"),
+    _f("tolls_log", "tolls_amount"),
+    _f("improvement_usd", "improvement_surcharge"),
+    _f("congestion_usd", "congestion_surcharge"),
+    _f("total_residual_log", "total_amount", *_ALL_PARTS),
+    # distance and duration against what is usual
+    _f("distance_zero", _D),
+    _f("distance_pair_ratio", _D, _Z),
+    _f("duration_pair_ratio", _T, _Z),
+    _f("distance_pair_z", _D, _Z),
+    _f("duration_pair_z", _T, _Z),
+    _f("speed_pair_z", _D, _T, _Z),
+    _f("speed_log", _D, _T),
+    _f("speed_pair_ratio", _D, _T, _Z),
+    _f("duration_under_a_minute", _T),
+    _f("duration_whole_minutes", _T),
+    _f("duration_over_a_shift", _T),
+    # the meter
+    _f("meter_low_log", _D),
+    _f("meter_high_log", _D, _T),
+    _f("fare_over_low", _F, _D),
+    _f("fare_over_high", _F, _D, _T),
+    _f("fare_envelope_position", _F, _D, _T),
+    _f("fare_per_low_log", _F, _D),
+    _f("fare_double_meter", _F, _D, _T),
+    _f("fare_on_unit_grid", _F),
+    _f("fare_whole_dollar", _F),
+    _f("fare_is_minimum", _F),
+    _f("fare_is_flat", _F),
+    _f("fare_pair_ratio", _F, _Z),
+    # surcharges
+    _f("extra_expected", _P),
+    _f("extra_over_expected", "extra", _P, "congestion_surcharge"),
+    _f("improvement_off_tariff", "improvement_surcharge", _P),
+    _f("congestion_off_pair", "congestion_surcharge", _Z),
+    # tips
+    _f("tip_share_log", "tip_amount", _F),
+    _f("tip_share_of_total", "total_amount", *_ALL_PARTS),
+    _f("tip_on_preset", "total_amount", *_ALL_PARTS),
+    _f("tip_none", "tip_amount"),
+    _f("tip_whole_dollar", "tip_amount"),
+    _f("tip_without_card", "tip_amount", "payment_type"),
+    # tolls
+    _f("toll_off_pair", "tolls_amount", _Z),
+    _f("toll_known_value", "tolls_amount"),
+    _f("toll_none", "tolls_amount"),
+    # the record's arithmetic
+    _f("total_log", "total_amount", *_ALL_PARTS),
+    _f("total_exact", "total_amount", *_ALL_PARTS),
+    _f("total_per_mile_log", "total_amount", _D, *_ALL_PARTS),
+    _f("total_pair_ratio", "total_amount", _Z, *_ALL_PARTS),
+    # codes
+    *(_f(f"rate_code_{code}", "rate_code_id") for code in CODE_FIELDS["rate_code_id"]),
+    *(_f(f"payment_{code}", "payment_type") for code in CODE_FIELDS["payment_type"]),
+    # context
+    _f("hour_sin", _P),
+    _f("hour_cos", _P),
+    _f("hour_sin2", _P),
+    _f("hour_cos2", _P),
+    _f("weekend", _P),
+    _f("peak_hours", _P),
+    _f("night_hours", _P),
+    _f("tariff_2022", _P),
+    _f("pair_distance_log", _Z),
+    _f("pair_duration_log", _Z),
+    _f("pair_count_log", _Z),
+    _f("pair_distance_spread", _Z),
+    _f("pair_speed_spread", _Z),
+    _f("pair_toll_share", _Z),
+    _f("pair_toll_log", _Z),
+    _f("pair_congestion_share", _Z),
+    _f("same_zone", _Z),
+    _f("pickup_jfk", _Z),
+    _f("dropoff_jfk", _Z),
+    _f("airport_other", _Z),
+    _f("zone_unknown", _Z),
+    _f("pair_in_meter_city", _Z),
+    _f("vendor_1", "vendor_id"),
+    _f("vendor_2", "vendor_id"),
+    _f("dispatch_trip", "trip_type"),
+    _f("passengers_log", "passenger_count"),
+    _f("passengers_none", "passenger_count"),
+    _f("null_block", "vendor_id"),
+    _f("yellow", "service"),
+)
+FEATURE_NAMES: Final = tuple(f.name for f in FEATURES)
+TARGETS: Final = FEATURE_NAMES[: len(AMOUNT_FIELDS)]
+
+
+def hides(field: str) -> NDArray[np.bool_]:
+    """Which features hiding `field` hides; shape (n_features,)."""
+    return np.array([field in feature.fields for feature in FEATURES])
+
+
+def signed_log(x: Array) -> Array:
+    """sign(x) log(1 + |x|): keeps zero, tames amounts of any size and sign."""
+    return np.sign(x) * np.log1p(np.abs(x))
+
+
+def signed_exp(y: Array) -> Array:
+    """Inverse of `signed_log`."""
+    return np.sign(y) * np.expm1(np.abs(y))
+
+
+DISTANCE_FLOOR: Final = 0.1  # miles; the resolution below which meters lose distance
+DURATION_FLOOR: Final = 0.5  # minutes
+
+
+def observed_fields(columns: Columns, n: int) -> dict[str, NDArray[np.bool_]]:
+    """Which rows carry which field; each array of shape (n,)."""
+    number = _numbers(columns, n)
+    observed = {
+        f: ~np.isnan(number(f)) for f in (*AMOUNT_FIELDS, *CODE_FIELDS, "vendor_id", "trip_type", "passenger_count")
+    }
+    observed["duration_minutes"] = ~np.isnan(duration_minutes(columns, n))
+    observed["service"] = ~np.isnan(number("service"))
+    observed["pickup_datetime"] = ~np.isnat(_times(columns, "pickup_datetime", n))
+    observed["zones"] = ~(np.isnan(number("pickup_location_id")) | np.isnan(number("dropoff_location_id")))
+    return observed
+
+
+def _numbers(columns: Columns, n: int) -> Number:
+    empty = np.full(n, np.nan)
+
+    def number(name: str) -> Array:
+        values = columns.get(name)
+        return empty if values is None else values.astype(np.float64, copy=False)
+
+    return number
+
+
+def _times(columns: Columns, name: str, n: int) -> NDArray[np.datetime64]:
+    values = columns.get(name)
+    return np.full(n, np.datetime64("NaT", "us")) if values is None else values.astype("datetime64[us]", copy=False)
+
+
+def row_count(columns: Columns) -> int:
+    """Number of rows of a set of columns."""
+    return len(next(iter(columns.values()))) if columns else 0
+
+
+@dataclass(frozen=True)
+class Clock:
+    """What the pickup time says: tariff index, hour as a float, weekend, and the surcharge windows."""
+
+    index: NDArray[np.int64]
+    hour: Array
+    weekend: Array
+    peak: Array
+    night: Array
+    known: NDArray[np.bool_]
+
+
+def clock(pickup: NDArray[np.datetime64], statistics: Statistics) -> Clock:
+    """Calendar facts of each pickup; NaN where the time is missing, the training months' tariff where it is."""
+    known = ~np.isnat(pickup)
+    minutes = np.where(known, pickup, np.datetime64(0, "us")).astype("datetime64[m]").astype(np.int64)
+    day = minutes // 1440
+    hour = np.where(known, (minutes - day * 1440) / 60.0, np.nan)
+    weekday = (day + 3) % 7  # 1970-01-01 was a Thursday
+    weekend = np.where(known, weekday >= 5, np.nan)
+    peak = np.where(known, (weekday < 5) & (hour >= 16) & (hour < 20), np.nan)
+    night = np.where(known, (hour >= 20) | (hour < 6), np.nan)
+    return Clock(tariff.tariff_index(pickup, statistics.default_tariff), hour, weekend, peak, night, known)
+
+
+def build(columns: Columns, statistics: Statistics) -> NDArray[np.float32]:
+    """Features of every row.
+
+    Parameters
+    ----------
+    columns : canonical name -> array of shape (n,); a missing column is a missing field.
+    statistics : what is usual, fitted on the training split.
+
+    Returns
+    -------
+    array of shape (n, n_features), float32, in the order of FEATURE_NAMES; NaN where missing.
+    """
+    n = row_count(columns)
+    out = np.empty((len(FEATURES), n), dtype=np.float32)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        values = _features(columns, statistics, n)
+    for i, name in enumerate(FEATURE_NAMES):
+        out[i] = values[name]
+    out[~np.isfinite(out)] = np.nan
+    return np.ascontiguousarray(out.T)
+
+
+def _features(columns: Columns, statistics: Statistics, n: int) -> dict[str, Array]:
+    number = _numbers(columns, n)
+    pickup = _times(columns, "pickup_datetime", n)
+    when = clock(pickup, statistics)
+    distance, fare = number("trip_distance"), number("fare_amount")
+    duration = duration_minutes(columns, n)
+    pair = statistics.pairs(number("pickup_location_id"), number("dropoff_location_id"))
+    vendor = number("vendor_id")
+    out: dict[str, Array] = {}
+    out |= _travel(distance, duration, pair, when, statistics)
+    out |= _meter(distance, duration, fare, pair, when)
+    out |= _charges(number, fare, distance, vendor, pair, when)
+    out |= _codes(number)
+    out |= _context(number, when, pair, vendor)
+    return out
+
+
+def _travel(
+    distance: Array, duration: Array, pair: Mapping[str, Array], when: Clock, statistics: Statistics
+) -> dict[str, Array]:
+    miles = np.log(np.maximum(distance, 0.0) + DISTANCE_FLOOR)
+    # Drop-offs stamped almost a day late are a clock error of one vendor; the duration then says nothing.
+    shift = duration > 20 * 60
+    minutes = np.log(np.maximum(duration, 0.0) + DURATION_FLOOR)
+    minutes = np.where(shift, np.nan, minutes)
+    usual = pair["duration_log"] + statistics.hour_factor(when.hour, when.weekend)
+    speed = miles - minutes
+    return {
+        "distance_log": miles,
+        "duration_log": minutes,
+        "distance_zero": _flag(distance <= 0, distance),
+        "distance_pair_ratio": miles - pair["distance_log"],
+        "duration_pair_ratio": minutes - usual,
+        "speed_log": speed,
+        "distance_pair_z": np.clip((miles - pair["distance_log"]) / pair["distance_spread"], -12.0, 12.0),
+        "duration_pair_z": np.clip((minutes - usual) / pair["duration_spread"], -12.0, 12.0),
+        "speed_pair_z": np.clip((speed - pair["distance_log"] + usual) / pair["speed_spread"], -12.0, 12.0),
+        "speed_pair_ratio": speed - (pair["distance_log"] - usual),
+        "duration_under_a_minute": _flag(duration < 1, duration),
+        "duration_whole_minutes": _flag(duration == np.round(duration), duration),
+        "duration_over_a_shift": _flag(shift, duration),
+    }
+
+
+def _flag(condition: NDArray[np.bool_], *needs: Array) -> Array:
+    value = condition.astype(np.float64)
+    for need in needs:
+        value = np.where(np.isnan(need), np.nan, value)
+    return value
+
+
+def _meter(distance: Array, duration: Array, fare: Array, pair: Mapping[str, Array], when: Clock) -> dict[str, Array]:
+    base, per_mile, per_minute = (tariff.rate(f, when.index) for f in ("base", "per_mile", "per_minute"))
+    miles = np.clip(distance, 0.0, 500.0)
+    low = base + per_mile * miles
+    minutes = np.where(duration > 20 * 60, np.nan, np.clip(duration, 0.0, 20 * 60.0))
+    high = low + per_minute * minutes
+    unit = per_mile / 5
+    steps = (fare - base) / unit
+    whole = np.round(fare) == fare
+    return {
+        "fare_log": signed_log(fare),
+        "meter_low_log": np.log1p(low),
+        "meter_high_log": np.log1p(high),
+        "fare_over_low": signed_log(fare - low),
+        "fare_over_high": signed_log(np.maximum(fare - high - 1.0, 0.0)),
+        "fare_envelope_position": np.clip((fare - low) / (per_minute * np.maximum(minutes, 1.0)), -2.0, 4.0),
+        "fare_per_low_log": signed_log(fare) - np.log1p(low),
+        "fare_double_meter": np.clip(
+            (fare - base - 2 * per_mile * miles) / (per_minute * minutes + per_mile), -4.0, 4.0
+        ),
+        "fare_on_unit_grid": _flag(np.abs(steps - np.round(steps)) < 0.02, fare),
+        "fare_whole_dollar": _flag(whole, fare),
+        "fare_is_minimum": _flag(np.abs(fare - base) < 0.005, fare),
+        "fare_is_flat": _flag(np.abs(fare - tariff.rate("jfk_flat", when.index)) < 0.005, fare),
+        "fare_pair_ratio": signed_log(fare)
+        - np.log1p(base + per_mile * np.exp(pair["distance_log"]) + 0.35 * per_minute * np.exp(pair["duration_log"])),
+    }
+
+
+TOLL_VALUES: Final = (5.54, 5.76, 6.12, 6.55, 6.94, 2.8, 2.29, 2.45, 12.75, 13.1, 13.88, 11.75, 11.52, 12.24)
+TIP_PRESETS: Final = (0.20, 0.25, 0.30)  # shares of the sum before the tip that card terminals offer
+
+
+def _charges(
+    number: Number, fare: Array, distance: Array, vendor: Array, pair: Mapping[str, Array], when: Clock
+) -> dict[str, Array]:
+    extra, mta, tip, tolls = number("extra"), number("mta_tax"), number("tip_amount"), number("tolls_amount")
+    improvement, congestion, total = (
+        number("improvement_surcharge"),
+        number("congestion_surcharge"),
+        number("total_amount"),
+    )
+    expected = np.where(when.peak > 0, tariff.rate("peak", when.index), 0.0)
+    expected = np.where(when.night > 0, tariff.rate("night", when.index), expected)
+    expected = np.where(when.known, expected, np.nan)
+    first = vendor == 1
+    # Vendor 1 repeats the congestion surcharge inside `extra`, and from 2023 the improvement one inside `mta_tax`.
+    own_extra = np.where(first, extra - np.nan_to_num(congestion), extra)
+    others = fare + extra + np.nan_to_num(mta) + np.nan_to_num(tip) + np.nan_to_num(tolls) + np.nan_to_num(improvement)
+    residual = total - others - np.where(first, 0.0, np.nan_to_num(congestion))
+    residual = residual + np.where(first & (mta > 1.0), improvement, 0.0)
+    residual = np.round(residual, 2)
+    before_tip = total - tip
+    share = np.clip(tip / np.where(np.abs(before_tip) < 0.01, np.nan, before_tip), -1.0, 20.0)
+    preset = np.min([np.abs(share - p) for p in TIP_PRESETS], axis=0) < 0.004
+    toll_known = np.min([np.abs(tolls - v) for v in TOLL_VALUES], axis=0) < 0.005
+    return {
+        "extra_log": signed_log(extra),
+        "extra_expected": expected,
+        "extra_over_expected": own_extra - expected,
+        "mta_tax_usd": np.clip(mta, -5.0, 20.0),
+        "tip_log": signed_log(tip),
+        "tip_share_log": signed_log(np.clip(tip / np.maximum(np.abs(fare), 1.0), -1.0, 50.0)),
+        "tip_share_of_total": signed_log(share),
+        "tip_on_preset": _flag(preset, tip, total),
+        "tip_none": _flag(tip == 0, tip),
+        "tip_whole_dollar": _flag((np.round(tip) == tip) & (tip != 0), tip),
+        "tip_without_card": _flag((tip > 0) & (number("payment_type") > 1), tip, number("payment_type")),
+        "tolls_log": signed_log(tolls),
+        "toll_off_pair": signed_log(tolls) - pair["toll_log"],
+        "toll_known_value": _flag(toll_known, tolls),
+        "toll_none": _flag(tolls == 0, tolls),
+        "improvement_usd": np.clip(improvement, -5.0, 20.0),
+        "improvement_off_tariff": np.clip(improvement - tariff.rate("improvement", when.index), -5.0, 20.0),
+        "congestion_usd": np.clip(congestion, -5.0, 20.0),
+        "congestion_off_pair": np.clip(congestion, -5.0, 20.0) - 2.75 * pair["congestion_share"],
+        "total_residual_log": signed_log(residual),
+        "total_exact": _flag(np.abs(residual) < 0.011, total),
+        "total_log": signed_log(total),
+        "total_per_mile_log": signed_log(total) - np.log1p(3.5 * np.clip(distance, 0.0, 500.0)),
+        "total_pair_ratio": signed_log(total) - np.log1p(5 + 4 * np.exp(pair["distance_log"])),
+    }
+
+
+def _codes(number: Number) -> dict[str, Array]:
+    rate, payment = number("rate_code_id"), number("payment_type")
+    out = {f"rate_code_{c}": _flag(rate == c, rate) for c in CODE_FIELDS["rate_code_id"]}
+    return out | {f"payment_{c}": _flag(payment == c, payment) for c in CODE_FIELDS["payment_type"]}
+
+
+def _context(number: Number, when: Clock, pair: Mapping[str, Array], vendor: Array) -> dict[str, Array]:
+    angle = when.hour * (2 * np.pi / 24)
+    pickup, dropoff = number("pickup_location_id"), number("dropoff_location_id")
+    passengers = number("passenger_count")
+    blank = np.all([np.isnan(number(f)) for f in NULL_BLOCK], axis=0)
+    other = np.isin(pickup, (tariff.LGA, tariff.EWR)) | np.isin(dropoff, (tariff.LGA, tariff.EWR))
+    return {
+        "hour_sin": np.sin(angle),
+        "hour_cos": np.cos(angle),
+        "hour_sin2": np.sin(2 * angle),
+        "hour_cos2": np.cos(2 * angle),
+        "weekend": when.weekend,
+        "peak_hours": when.peak,
+        "night_hours": when.night,
+        "tariff_2022": _flag(when.index == len(tariff.TARIFFS) - 1, when.hour),
+        "pair_distance_log": pair["distance_log"],
+        "pair_duration_log": pair["duration_log"],
+        "pair_count_log": pair["count_log"],
+        "pair_distance_spread": pair["distance_spread"],
+        "pair_speed_spread": pair["speed_spread"],
+        "pair_toll_share": pair["toll_share"],
+        "pair_toll_log": pair["toll_log"],
+        "pair_congestion_share": pair["congestion_share"],
+        "same_zone": _flag(pickup == dropoff, pickup, dropoff),
+        "pickup_jfk": _flag(pickup == tariff.JFK, pickup, dropoff),
+        "dropoff_jfk": _flag(dropoff == tariff.JFK, pickup, dropoff),
+        "airport_other": _flag(other, pickup, dropoff),
+        "zone_unknown": _flag((pickup > 263) | (dropoff > 263), pickup, dropoff),
+        "pair_in_meter_city": _flag((pickup <= 263) & (dropoff <= 263) & (dropoff != tariff.EWR), pickup, dropoff),
+        "vendor_1": _flag(vendor == 1, vendor),
+        "vendor_2": _flag(vendor == 2, vendor),
+        "dispatch_trip": _flag(number("trip_type") == 2, number("trip_type")),
+        "passengers_log": np.log1p(np.clip(passengers, 0, 9)),
+        "passengers_none": _flag(passengers == 0, passengers),
+        "null_block": _flag(blank, vendor),
+        "yellow": number("service"),
+    }
+
+
+def take(columns: Columns, rows: NDArray[np.generic] | slice) -> dict[str, NDArray[np.generic]]:
+    """The same columns for some rows (indices, mask or slice)."""
+    return {name: values[rows] for name, values in columns.items()}
+
+
+def concat(parts: Sequence[Columns]) -> dict[str, NDArray[np.generic]]:
+    """Columns of several parts one after another; all parts must have the same names."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

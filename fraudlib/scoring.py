@@ -1,0 +1,199 @@
+"""Transactions to anomaly scores with reasons: what the worker, `fraudlib score` and the notebooks all call."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fraudlib import features
+from fraudlib.calibration import Calibration
+from fraudlib.errors import ServiceError
+from fraudlib.features import CODE_FIELDS, DISTANCE_FLOOR, DURATION_FLOOR
+from fraudlib.model import PREDICTED, FraudModel
+from fraudlib.statistics import Statistics, duration_minutes
+
+Array = NDArray[np.float64]
+Columns = Mapping[str, NDArray[np.generic]]
+Reason = dict[str, Any]
+
+CHUNK = 2048  # rows per pass: the widest layer of all hidden groups stays in the processor's cache
+MAX_REASONS = 3
+MIN_RARITY = 1.0  # a field that one honest trip in ten surpasses is no reason
+
+
+@dataclass(frozen=True)
+class Raw:
+    """What the model says before calibration.
+
+    Attributes
+    ----------
+    logit : (n,), of fraud. blame : (n, P), logit of each field being at fault.
+    surprise, expected : (n, P), in the order of model.PREDICTED.
+    """
+
+    logit: Array
+    blame: Array
+    surprise: Array
+    expected: Array
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of a batch.
+
+    Attributes
+    ----------
+    anomaly_score : (n,), float64; rarity among honest trips (2 is one in a hundred). Higher is more abnormal.
+    is_flagged : (n,), bool: anomaly_score above the threshold.
+    reasons : row -> up to three {field, observed, expected, surprise}, flagged rows only.
+    """
+
+    anomaly_score: Array
+    is_flagged: NDArray[np.bool_]
+    reasons: dict[int, list[Reason]]
+
+
+def pick_device(device: str) -> torch.device:
+    """Device of a setting: "auto" takes a GPU where there is one.
+
+    Raises
+    ------
+    ServiceError
+        If CUDA is asked for and not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ServiceError(f"FRAUDLIB_DEVICE={device}: no CUDA device is visible here; set it to auto or cpu")
+    return torch.device(device)
+
+
+@torch.inference_mode()
+def raw_scores(model: FraudModel, x: NDArray[np.float32], device: torch.device | None = None) -> Raw:
+    """Logits, surprises and expectations of features (n, F), in chunks."""
+    device = device or torch.device("cpu")
+    logits, surprises, expected = [], [], []
+    for part in torch.from_numpy(x).to(device).split(CHUNK):
+        logit, s = model(part)
+        logits.append(logit)
+        surprises.append(s.surprise)
+        expected.append(s.expected)
+    if not logits:
+        empty = np.zeros((0, len(PREDICTED)))
+        return Raw(np.zeros(0), empty, empty, empty)
+
+    def join(parts: list[torch.Tensor]) -> Array:
+        return np.asarray(torch.cat(parts).double().cpu().numpy())
+
+    out = join(logits)
+    return Raw(out[:, 0], out[:, 1:], join(surprises), join(expected))
+
+
+class Scorer:
+    """A loaded bundle, ready to score.
+
+    Parameters
+    ----------
+    bundle_id : name of the bundle. model, statistics, calibration, threshold : its parts.
+    device : torch device that scores.
+    """
+
+    def __init__(
+        self,
+        bundle_id: str,
+        model: FraudModel,
+        statistics: Statistics,
+        calibration: Calibration,
+        threshold: float,
+        device: str = "cpu",
+    ) -> None:
+        self.bundle_id = bundle_id
+        self.device = pick_device(device)
+        self.model = model.eval().to(self.device)
+        self.statistics = statistics
+        self.calibration = calibration
+        self.threshold = threshold
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "cpu", threads: int = 1) -> "Scorer":
+        """Scorer of the bundle in `folder`, verified first.
+
+        Raises
+        ------
+        BundleError
+            If the bundle is incomplete, altered or does not rescore its golden rows.
+        """
+        from fraudlib import bundle
+
+        torch.set_num_threads(threads)
+        return bundle.load(folder, device).scorer
+
+    def score(self, columns: Columns) -> Scores:
+        """Score every row of the columns, shape (n,) each; missing columns are missing fields."""
+        x = features.build(columns, self.statistics)
+        raw = raw_scores(self.model, x, self.device)
+        score = self.calibration.score(raw.logit, raw.surprise)
+        flagged = score > self.threshold
+        rows = np.flatnonzero(flagged)
+        return Scores(score, flagged, self._reasons(columns, x, raw, rows) if len(rows) else {})
+
+    def _reasons(
+        self, columns: Columns, x: NDArray[np.float32], raw: Raw, rows: NDArray[np.intp]
+    ) -> dict[int, list[Reason]]:
+        part = features.take(columns, rows)
+        rarity = self.calibration.rarities(raw.surprise[rows])
+        observed = _observed(part, len(rows))
+        expected = _expected(raw.expected[rows], observed, x[rows])
+        order = np.argsort(-(raw.blame[rows] + 0.25 * rarity), axis=1)
+        out: dict[int, list[Reason]] = {}
+        for i, row in enumerate(rows):
+            reasons: list[Reason] = []
+            for g in order[i]:
+                seen = observed[g][i]
+                if np.isnan(seen) or (reasons and rarity[i, g] < MIN_RARITY) or len(reasons) == MAX_REASONS:
+                    continue
+                reasons.append(
+                    {
+                        "field": PREDICTED[g],
+                        "observed": round(float(seen), 2),
+                        "expected": round(float(expected[g][i]), 2),
+                        "surprise": round(float(rarity[i, g]), 2),
+                    }
+                )
+            out[int(row)] = reasons
+        return out
+
+
+def _observed(columns: Columns, n: int) -> list[Array]:
+    """Observed value of each predicted field, in its own unit; NaN where missing."""
+
+    def number(name: str) -> Array:
+        values = columns.get(name)
+        return np.full(n, np.nan) if values is None else values.astype(np.float64)
+
+    return [duration_minutes(columns, n) if f == "duration_minutes" else number(f) for f in PREDICTED]
+
+
+def _expected(expected: Array, observed: list[Array], x: NDArray[np.float32]) -> list[Array]:
+    """Expected value of each predicted field in its own unit, from the expected target feature."""
+    out: list[Array] = []
+    for g, field in enumerate(PREDICTED):
+        e = expected[:, g]
+        if field == "trip_distance":
+            out.append(np.maximum(np.exp(e) - DISTANCE_FLOOR, 0.0))
+        elif field == "duration_minutes":
+            out.append(np.maximum(np.exp(e) - DURATION_FLOOR, 0.0))
+        elif field == "total_amount":
+            residual = features.signed_exp(x[:, g].astype(np.float64))
+            out.append(observed[g] - residual + features.signed_exp(e))
+        elif field in CODE_FIELDS:
+            out.append(np.asarray(CODE_FIELDS[field], dtype=np.float64)[e.astype(np.int64)])
+        elif features.TARGETS[g].endswith("_usd"):
+            out.append(e)
+        else:
+            out.append(features.signed_exp(e))
+    return out

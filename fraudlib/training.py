@@ -1,0 +1,247 @@
+"""Training: the autoencoder on honest trips as they come, then the head on planted fraud of many kinds."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from fraudlib import features, fraud
+from fraudlib.features import CODE_FIELDS, FIELDS
+from fraudlib.model import N_AMOUNTS, PREDICTED, FraudModel, Head, MaskedAutoencoder, ModelConfig
+from fraudlib.statistics import Statistics, duration_minutes
+
+Columns = Mapping[str, NDArray[np.generic]]
+# Kinds that one record alone does not show would teach the head noise.
+TAUGHT = tuple(name for name in fraud.LISTED if name != "resubmitted")
+
+BLAME_WEIGHT = 0.3  # naming the field must not cost finding the fraud
+SHORT_REQUEST = ("trip_distance", "duration_minutes", "fare_amount")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to train; epochs are passes over the training split."""
+
+    epochs: int = 20
+    head_rounds: int = 4
+    head_epochs: int = 6
+    batch_size: int = 1024
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-4
+    seed: int = 7
+
+
+@dataclass
+class Curves:
+    """Learning curves: mean loss per epoch, training and validation."""
+
+    autoencoder: list[tuple[float, float]] = field(default_factory=list)
+    head: list[tuple[float, float]] = field(default_factory=list)
+
+
+def seed_everything(seed: int) -> None:
+    """One seed for numpy and torch, and deterministic kernels."""
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True)
+
+
+def fit_scaler(model: MaskedAutoencoder, x: NDArray[np.float32]) -> None:
+    """Mean and spread of each feature from the training features, NaN left out."""
+    mean = np.nanmean(np.where(np.isnan(x).all(0), 0.0, x), axis=0)
+    low, high = np.nanquantile(np.where(np.isnan(x).all(0), 0.0, x), [0.001, 0.999], axis=0)
+    scale = np.nanstd(np.clip(np.where(np.isnan(x).all(0), 0.0, x), low, high), axis=0)
+    model.mean.copy_(torch.from_numpy(mean.astype(np.float32)))
+    model.scale.copy_(torch.from_numpy(np.where(scale < 1e-3, 1.0, scale).astype(np.float32)))
+
+
+def _hide(n: int, generator: torch.Generator) -> Tensor:
+    """Fields to hide, (n, fields): one predicted field each, now and then more, sometimes nearly all."""
+    hide = torch.zeros(n, len(FIELDS))
+    hide[torch.arange(n), torch.randint(0, len(PREDICTED), (n,), generator=generator)] = 1.0
+    more = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.1, 0.3])[torch.randint(0, 6, (n, 1), generator=generator)]
+    hide = torch.maximum(hide, (torch.rand(n, len(FIELDS), generator=generator) < more).float())
+    sparse = torch.rand(n, generator=generator) < 0.06
+    keep = torch.tensor([f in SHORT_REQUEST for f in FIELDS])
+    hide[sparse] = torch.maximum(hide[sparse], (~keep).float())
+    return hide
+
+
+def _loss(model: MaskedAutoencoder, batch: Tensor, hide: Tensor) -> Tensor:
+    x, observed = model.standardise(batch)
+    last = model(x, observed, hide)
+    asked = hide * observed
+    out = model.amounts(last).view(len(batch), N_AMOUNTS, 2)
+    log_spread = out[..., 1].clamp(-4.0, 2.0)
+    z = (x[:, :N_AMOUNTS] - out[..., 0]).abs() * torch.exp(-log_spread)
+    # Beyond 30 spreads a value teaches nothing more: the noise that is left in must not steer the fit.
+    nll = torch.where(z > 30, 30 + torch.log(z.clamp(min=30) / 30), z) + log_spread
+    loss = (nll * asked[:, :N_AMOUNTS]).sum()
+    for i, name in enumerate(CODE_FIELDS):
+        g = N_AMOUNTS + i
+        code = model.code_class(batch, name)
+        entropy = nn.functional.cross_entropy(model.codes[name](last), code, reduction="none")
+        loss = loss + (entropy * asked[:, g]).sum()
+    loss = loss / asked[:, : len(PREDICTED)].sum().clamp(min=1.0)
+    return torch.as_tensor(loss)
+
+
+def _epochs(
+    parameters: Sequence[nn.Parameter],
+    n: int,
+    epochs: int,
+    config: TrainingConfig,
+    generator: torch.Generator,
+    step: Callable[[Tensor], Tensor],
+    describe: str,
+    after: Callable[[float], None],
+    progress: bool,
+) -> None:
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    batches = math.ceil(n / config.batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=epochs * batches + 1)
+    bar = tqdm(range(epochs), desc=describe, unit="epoch", disable=not progress)
+    for _ in bar:
+        order = torch.randperm(n, generator=generator)
+        total = 0.0
+        for rows in order.split(config.batch_size):
+            loss = step(rows)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 5.0)
+            optimizer.step()
+            schedule.step()
+            total += float(loss.detach()) * len(rows)
+        after(total / n)
+        bar.set_postfix(loss=f"{total / n:.3f}")
+
+
+def fit_autoencoder(
+    model: FraudModel,
+    train: NDArray[np.float32],
+    valid: NDArray[np.float32],
+    config: TrainingConfig,
+    curves: Curves,
+    progress: bool = True,
+) -> None:
+    """Fit the scaler and the autoencoder on the features of the training split.
+
+    Parameters
+    ----------
+    train, valid : arrays of shape (n, F), float32, NaN where missing.
+    """
+    net = model.autoencoder
+    fit_scaler(net, train)
+    generator = torch.Generator().manual_seed(config.seed)
+    data, check = torch.from_numpy(train), torch.from_numpy(valid[:20_000])
+    check_hide = _hide(len(check), torch.Generator().manual_seed(1))
+
+    def step(rows: Tensor) -> Tensor:
+        return _loss(net, data[rows], _hide(len(rows), generator))
+
+    def after(loss: float) -> None:
+        with torch.no_grad():
+            curves.autoencoder.append((loss, float(_loss(net, check, check_hide))))
+
+    _epochs(list(net.parameters()), len(data), config.epochs, config, generator, step, "autoencoder", after, progress)
+
+
+def teach_set(
+    columns: Columns,
+    statistics: Statistics,
+    seed: int,
+    kinds: Sequence[str] = TAUGHT,
+    planted_share: float = 0.3,
+    corrupted_share: float = 0.15,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Features (n, F) and labels (n, 1 + P) of one round: fraud, then each predicted field changed.
+
+    A round is the honest trips, and copies with planted fraud and with corruption.
+
+    A few rows lose most of their fields, as short requests do; a fraud that lost what it changed is left out.
+    """
+    planted = fraud.plant(columns, planted_share, seed, kinds)
+    corrupted = fraud.corrupt(columns, corrupted_share, seed + 1)
+    parts = [columns] + [features.take(p.columns, p.label) for p in (planted, corrupted)]
+    n = features.row_count(columns)
+    everything = features.concat(parts)
+    blame = np.stack([np.concatenate([p.changed[f][p.label] for p in (planted, corrupted)]) for f in PREDICTED], axis=1)
+    label = np.zeros((n + len(blame), 1 + len(PREDICTED)), dtype=np.float32)
+    label[n:, 0] = 1
+    label[n:, 1:] = blame
+    short_sees: NDArray[np.bool_] = np.max(label[:, [1 + PREDICTED.index(f) for f in SHORT_REQUEST]], axis=1) > 0
+    x = features.build(everything, statistics)
+    rng = np.random.default_rng(seed + 2)
+    short = np.flatnonzero(rng.random(len(label)) < 0.06)
+    kept = {f: v[short] for f, v in everything.items() if f in ("trip_distance", "fare_amount")}
+    kept["duration_minutes"] = np.asarray(duration_minutes(everything, len(label)))[short]
+    x[short] = features.build(kept, statistics)
+    use = np.ones(len(label), dtype=bool)
+    use[short] = short_sees[short] | (short < n)
+    return x[use], label[use]
+
+
+@torch.no_grad()
+def head_inputs(model: FraudModel, x: NDArray[np.float32], chunk: int = 8192) -> Tensor:
+    """What the head sees of features (n, F), in chunks."""
+    return torch.cat([Head.inputs(model.autoencoder.surprises(part)) for part in torch.from_numpy(x).split(chunk)])
+
+
+def fit_head(
+    model: FraudModel,
+    columns: Columns,
+    statistics: Statistics,
+    config: TrainingConfig,
+    curves: Curves,
+    kinds: Sequence[str] = TAUGHT,
+    progress: bool = True,
+) -> None:
+    """Teach the head: each round plants anew into the training trips; the last round also checks.
+
+    Parameters
+    ----------
+    columns : trips of the training split, shape (n,) each.
+    kinds : kinds of fraud to teach; families are left out to measure what is then still seen.
+    """
+    rounds = []
+    for r in tqdm(range(config.head_rounds), desc="planting", unit="round", disable=not progress):
+        x, label = teach_set(columns, statistics, config.seed * 1000 + 10 * r, kinds)
+        rounds.append((head_inputs(model, x), torch.from_numpy(label)))
+    inputs, labels = torch.cat([r[0] for r in rounds]), torch.cat([r[1] for r in rounds])
+    generator = torch.Generator().manual_seed(config.seed)
+
+    def step(rows: Tensor) -> Tensor:
+        out, label = model.head(inputs[rows]), labels[rows]
+        fraud_loss = nn.functional.binary_cross_entropy_with_logits(out[:, 0], label[:, 0])
+        blame = nn.functional.binary_cross_entropy_with_logits(out[:, 1:], label[:, 1:], reduction="none")
+        return fraud_loss + BLAME_WEIGHT * (blame.mean(dim=1) * label[:, 0]).mean()
+
+    def after(loss: float) -> None:
+        curves.head.append((loss, loss))
+
+    _epochs(
+        list(model.head.parameters()), len(inputs), config.head_epochs, config, generator, step, "head", after, progress
+    )
+
+
+def fit(
+    columns: Columns,
+    valid_columns: Columns,
+    statistics: Statistics,
+    model_config: ModelConfig | None = None,
+    config: TrainingConfig | None = None,
+    progress: bool = True,
+) -> tuple[FraudModel, Curves]:
+    """Autoencoder and head, from trips of the training and validation splits."""
+    config = config or TrainingConfig()
+    seed_everything(config.seed)
+    model, curves = FraudModel(model_config), Curves()
+    train, valid = features.build(columns, statistics), features.build(valid_columns, statistics)
+    fit_autoencoder(model, train, valid, config, curves, progress)
+    fit_head(model, columns, statistics, config, curves, progress=progress)
+    return model.eval(), curves
