@@ -119,6 +119,7 @@ def _papermill(source: Path, output: Path, values: dict[str, Value], log: Path) 
             log_output=True,
             progress_bar={"desc": source.stem, "file": terminal, "disable": None, "leave": False},
             config=_KERNEL,
+            shutdown_kernel="immediate",  # asked politely, one kernel in ten takes three seconds to go
         )
     except Exception as err:
         logging.error("%s: %s", type(err).__name__, err)

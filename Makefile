@@ -1,0 +1,86 @@
+# The commands of this project. Plain `make` lists them.
+#
+# Each sets up .venv first, once: it is made again only when pyproject.toml or constraints.txt changes.
+# PYTHON=python3.12 picks another interpreter, PIP_ARGS goes to pip (an index, a cache, --no-index), and
+# VENV= an environment that is there already, such as conda's: make test VENV=$$CONDA_PREFIX
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+PYTHON ?= $(or $(firstword $(foreach python,python3.11 python3 python3.12 python3.13,\
+	$(shell $(python) -c '$(SUPPORTED)' 2>/dev/null && echo $(python)))),python3)
+PIP_ARGS ?=
+ARGS ?=
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+SAMPLE := data/sample/green_tripdata_2023-05.parquet
+NOTEBOOKS := $(sort $(wildcard notebooks/0[1-4]_*.ipynb))
+PIP := -m pip --disable-pip-version-check install --quiet $(PIP_ARGS)
+
+# Transport of the kernels stays plain TCP on this machine; encryption quiets their warning about it.
+EXECUTE := jupyter-nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
+	--KernelManager.transport_encryption=auto --log-level=WARN
+STRIP := nbstripout --keep-output --keep-count --extra-keys \
+	"metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info.version"
+
+export JUPYTER_PREFER_ENV_PATH := 1
+
+.PHONY: help demo test check lab retrain notebooks bench lock clean
+
+help:  ## list these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c '$(SUPPORTED)' 2>/dev/null || { echo "This project needs Python 3.11, 3.12 or 3.13, found" \
+	  "$$($(PYTHON) --version 2>&1 || true); install one, or say where it is: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "Setting up $(VENV) with $$($(PYTHON) --version); this happens once and takes a few minutes" >&2
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	@echo "  installing PyTorch" >&2
+	@$(BIN)/python $(PIP) torch==2.13.0
+	@echo "  installing the project and its tools" >&2
+	@$(BIN)/python $(PIP) -c constraints.txt -e '.[all]'
+	@touch $@
+
+demo: $(READY)  ## train on the sample, start every service, stream trips, show alerts; ARGS="--seconds 20"
+	@exec $(BIN)/fraudlib demo $(ARGS)
+
+test: check  ## checks, tests, and the notebooks against their stored outputs
+	$(BIN)/python -m pytest
+	$(if $(NOTEBOOKS),$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 120 $(NOTEBOOKS))
+
+check: $(READY)  ## style, types and the walls between rooms
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+lab: $(READY)  ## open the notebooks in JupyterLab
+	@exec $(BIN)/jupyter-lab $(firstword $(wildcard notebooks/00_*.ipynb) $(NOTEBOOKS)) $(ARGS)
+
+retrain: $(READY)  ## run notebooks 01 to 04 and promote what passes; ARGS="--params pipelines/params/real_green.yaml"
+	@exec $(BIN)/python -m pipelines retrain $(ARGS)
+
+notebooks: $(READY)  ## run notebooks 01 to 04 on the sample in place and keep their outputs
+	$(BIN)/$(EXECUTE) $(NOTEBOOKS)
+	$(BIN)/$(STRIP) $(NOTEBOOKS)
+
+bench: $(READY)  ## measure on this machine: a file scored, then trips streamed through every service
+	@$(BIN)/fraudlib score $(SAMPLE) $(shell mktemp -d)/scores.parquet
+	@exec $(BIN)/fraudlib demo --seconds 20 $(ARGS)
+
+lock: pyproject.toml  ## take the newest releases that pyproject.toml allows into constraints.txt
+	@rm -rf $(VENV)-lock
+	@$(PYTHON) -m venv $(VENV)-lock
+	@$(VENV)-lock/bin/python $(PIP) torch==2.13.0
+	@$(VENV)-lock/bin/python $(PIP) -e '.[all]'
+	@# A build's local version (+cpu, +cu130) is this machine's business, and so is where a package lies on its disk.
+	@$(VENV)-lock/bin/python -m pip freeze --exclude-editable | sed -E 's/\+[A-Za-z0-9.]+$$//' | grep -E '^[^ ]+==' > constraints.txt
+	@rm -rf $(VENV)-lock
+	@echo "constraints.txt: $$(wc -l < constraints.txt) releases; run make test before you commit it" >&2
+
+clean:  ## remove the environment, runs and caches
+	rm -rf $(VENV) runs dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
