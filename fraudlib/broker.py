@@ -55,8 +55,13 @@ def listener(host: str, port: int, setting: str) -> socket.socket:
     return sock
 
 
-async def ensure_topics(bootstrap: str, partitions: int, replication: int = 1) -> None:
+async def ensure_topics(bootstrap: str, partitions: int, replication: int = 1) -> list[str]:
     """Create the project's topics where they are missing; one that is there stays as it is.
+
+    Returns
+    -------
+    list of str
+        Names of the topics that were created.
 
     Raises
     ------
@@ -68,11 +73,15 @@ async def ensure_topics(bootstrap: str, partitions: int, replication: int = 1) -
         await admin.start()
         known = set(await admin.list_topics())
         missing = [NewTopic(name, partitions, replication) for name in TOPICS if name not in known]
+        created: list[str] = []
         if not missing:
-            return
+            return created
         for topic, code, message in (await admin.create_topics(missing)).topic_errors:
             if code not in (0, TopicAlreadyExistsError.errno):
                 raise KafkaError(f"topic {topic} was not created: {message or code}")
+            if code == 0:
+                created.append(topic)
+        return created
     finally:
         await admin.close()
 
@@ -86,7 +95,8 @@ async def _answers(settings: Settings, alive: Callable[[], bool]) -> None:
         try:
             _, writer = await asyncio.open_connection(host, settings.broker_port)
             writer.close()
-            return await ensure_topics(address, settings.topic_partitions)
+            await ensure_topics(address, settings.topic_partitions)
+            return
         except (KafkaError, OSError) as err:
             if asyncio.get_running_loop().time() > end:
                 raise ServiceError(f"the embedded broker at {address} does not answer: {err}") from err

@@ -27,7 +27,7 @@ from fraudlib.settings import Settings
 
 log = logging.getLogger(__name__)
 
-Row = tuple[bytes | None, bytes | None, Sequence[tuple[str, bytes]]]
+Row = tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]
 """Key, value and headers of a message to publish."""
 
 BATCH_BYTES: Final = 900_000  # below the 1,048,588 bytes that Kafka takes in one batch by default
@@ -47,11 +47,25 @@ _POISONED: Final = (OutOfOrderSequenceNumber, ProducerFenced, UnknownProducerId)
 
 
 class NotSentError(ServiceError):
-    """The broker has not got the message; sending it again is safe."""
+    """The broker has not got the message; sending it again is safe.
+
+    Attributes
+    ----------
+    acknowledged : of several rows, how many leading ones the broker has for certain.
+    """
+
+    acknowledged = 0
 
 
 class OutcomeUnknownError(ServiceError):
-    """The broker may or may not have the message; sending it again may write it twice."""
+    """The broker may or may not have the message; sending it again may write it twice.
+
+    Attributes
+    ----------
+    acknowledged : of several rows, how many leading ones the broker has for certain.
+    """
+
+    acknowledged = 0
 
 
 def client_options(settings: Settings) -> dict[str, Any]:
@@ -214,7 +228,7 @@ class Publisher:
             if rows:
                 await self._submit(producer, batch, topic, partition)
         except (NotSentError, OutcomeUnknownError) as err:
-            err.acknowledged = done  # type: ignore[union-attr]
+            err.acknowledged = done
             raise
 
     async def _submit(self, producer: AIOKafkaProducer, batch: Any, topic: str, partition: int) -> None:

@@ -153,10 +153,10 @@ def _encode(
         if accepted_at := decoded.accepted_at[start + i]:
             score["accepted_at"] = accepted_at
         key = transaction_id.encode()
-        out.scores.setdefault(partition, []).append((key, dumps(score), ()))
+        out.scores.setdefault(partition, []).append((key, dumps(score), []))
         if flags[i]:
             score["transaction"] = orjson.Fragment(message.value or b"{}")
-            out.alerts.setdefault(partition, []).append((key, dumps(score), ()))
+            out.alerts.setdefault(partition, []).append((key, dumps(score), []))
             out.alert_fields.append(str(score["reasons"][0]["field"]) if score["reasons"] else "none")
         out.scored += 1
 

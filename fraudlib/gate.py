@@ -1,0 +1,114 @@
+"""The gate before every route: how much may come in at once, how large and how slowly, and how long it took."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final
+
+from fraudlib.problems import Problem, retry_later
+from fraudlib.settings import Settings
+from fraudlib.telemetry import ApiMetrics
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+BODY_SECONDS: Final = 10.0
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "OPTIONS"})
+
+
+class Gate:
+    """ASGI middleware.
+
+    Parameters
+    ----------
+    app : what lies behind the gate.
+    settings, metrics : of the API.
+    routes : paths that may name themselves in metrics.
+    """
+
+    def __init__(self, app: App, settings: Settings, metrics: ApiMetrics, routes: frozenset[str]) -> None:
+        self._app, self._settings, self._metrics, self._routes = app, settings, metrics, routes
+        self._in_flight = {"": 0, "/transactions": 0}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        path, started, status = scope["path"], time.perf_counter(), 500
+
+        async def noting_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            if scope["method"] == "POST":
+                await self._admitted(scope, receive, noting_send)
+            else:
+                await self._app(scope, receive, noting_send)
+        finally:
+            if path != "/alerts":  # a stream's length says nothing about the service
+                route = path if path in self._routes else "other"
+                method = scope["method"] if scope["method"] in _METHODS else "other"
+                self._metrics.request.labels(route, method, str(status)).observe(time.perf_counter() - started)
+
+    async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_bulk = scope["path"] == "/transactions"
+        room = "/transactions" if is_bulk else ""
+        most = self._settings.max_bulk_in_flight if is_bulk else self._settings.max_in_flight
+        limit = self._settings.max_batch_body_bytes if is_bulk else self._settings.max_body_bytes
+        problem = None
+        if self._in_flight[room] >= most:
+            problem = retry_later("too many requests are under way; nothing was taken, try again", "too-many-in-flight")
+        elif _declared_length(scope) > limit:
+            problem = _too_large(limit)
+        if problem is not None:
+            return await problem.response()(scope, receive, send)
+        self._in_flight[room] += 1
+        self._metrics.in_flight.inc()
+        try:
+            await self._app(scope, _Measured(receive, limit), send)
+        finally:
+            self._in_flight[room] -= 1
+            self._metrics.in_flight.dec()
+
+
+class _Measured:
+    """A receive that stops a body which is too long or too slow, before it is buffered."""
+
+    def __init__(self, receive: Receive, limit: int) -> None:
+        self._receive, self._limit, self._read, self._done = receive, limit, 0, False
+
+    async def __call__(self) -> Message:
+        if self._done:
+            return await self._receive()
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                message = await self._receive()
+        except TimeoutError:
+            raise Problem(
+                408,
+                f"no more of the body came within {BODY_SECONDS:.0f} s; send it again",
+                headers={"Connection": "close"},
+            ) from None
+        if message["type"] == "http.request":
+            self._read += len(message.get("body", b""))
+            self._done = not message.get("more_body", False)
+            if self._read > self._limit:
+                raise _too_large(self._limit)
+        return message
+
+
+def _declared_length(scope: Scope) -> int:
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            return int(value) if value.isdigit() else 0
+    return 0
+
+
+def _too_large(limit: int) -> Problem:
+    return Problem(413, f"expected a body of at most {limit} bytes; send less at once", headers={"Connection": "close"})
