@@ -101,7 +101,7 @@ AREAS: Final = (
         (221, 206, 23, 5, 6, 44, 84, 99, 109, 110, 115, 118, 156, 172, 176, 187, 204, 214, 245, 251),
     ),
     Area("queens", 10.7, -7.8, 0.0, 0.02, 0.45, 2.3, (JFK,)),
-    Area("queens", 5.8, 1.1, 0.0, 0.02, 2.0, 2.6, (LGA,)),
+    Area("queens", 5.8, 1.1, 0.0, 0.02, 3.0, 2.6, (LGA,)),
     Area("jersey", -9.9, -4.7, 0.0, 0.001, 0.02, 0.2, (EWR,)),
     Area("far", 12.5, 1.5, 0.0, 0.005, 0.35, 0.2, (OUTSIDE,)),
 )
@@ -169,7 +169,7 @@ class City:
         x, y = np.full(SIZE, 6.0), np.full(SIZE, 0.0)
         for area in AREAS:
             zones = np.array(area.zones, dtype=np.int64)
-            rank = 1.0 / (1.0 + np.arange(len(zones)))
+            rank = (1.0 + np.arange(len(zones))) ** -1.3
             share = rank / rank.sum()
             pickups, dropoffs = (
                 (area.green_pickups, area.green_dropoffs) if service == "green" else (area.yellow, area.yellow)
@@ -183,7 +183,7 @@ class City:
         low, high = np.minimum.outer(key, key), np.maximum.outer(key, key)
         both, way = low * SIZE + high, key[:, None] * SIZE + key
         self.miles = self._road_miles(x, y, both)
-        spread = np.where(self.miles < 2.5, 0.13, 0.19)
+        spread = np.where(self.miles < 2.5, 0.13, 0.21)
         usual = np.interp(self.miles, _MPH_MILES, _MPH)
         self.mph = usual * np.exp(spread * _bell(both, 5))
         self.toll = self._toll_chance(way)
@@ -192,13 +192,14 @@ class City:
             self.congested[zone] = chance
         # Few hail a green cab for the other side of the East River.
         west, east = np.isin(self.borough, ["manhattan", "core"]), np.isin(self.borough, ["queens", "brooklyn"])
+        east &= np.arange(SIZE) != LGA
         river = np.logical_or(np.outer(west, east), np.outer(east, west))
-        self._liking = np.exp(1.1 * _bell(way, 9)) * np.where(river, 0.3, 1.0)
+        self._liking = np.exp(1.35 * _bell(way, 9)) * np.where(river, 0.22, 1.0)
 
     def _road_miles(self, x: Floats, y: Floats, both: NDArray[np.int64]) -> Floats:
         crow = np.hypot(np.subtract.outer(x, x), np.subtract.outer(y, y))
-        miles = np.maximum(crow, 0.45) * np.exp(np.log(1.26) + 0.10 * _bell(both, 3))
-        inside = 0.62 + 0.55 * hash_unit(np.diagonal(both), 4)
+        miles = np.hypot(crow, 0.55) * (1.17 + 0.01 * np.minimum(crow, 16.0)) * np.exp(0.10 * _bell(both, 3))
+        inside = 0.66 + 0.50 * hash_unit(np.diagonal(both), 4)
         np.fill_diagonal(miles, inside)
         return np.asarray(miles)
 
@@ -222,7 +223,7 @@ class City:
         start = known * self._pickups ** (1.0 - evenness)
         target = known * self._dropoffs ** (1.0 - evenness)
         start, target = start / start.sum(), target / target.sum()
-        wish = self._liking * (np.exp(-self.miles / reach) + 0.012 * np.exp(-self.miles / (4.0 * reach)))
+        wish = self._liking * (np.exp(-self.miles / reach) + 0.03 * np.exp(-self.miles / (5.0 * reach)))
         pull = target.copy()
         for _ in range(6):  # so that drop-offs come out as the areas say, not only where the pickups are
             flow = wish * pull
