@@ -27,7 +27,7 @@ from fraudlib.kafka import NotSentError, OutcomeUnknownError
 from fraudlib.link import Link
 from fraudlib.manifest import now
 from fraudlib.problems import Problem, retry_later
-from fraudlib.records import ID_PATTERN
+from fraudlib.records import ID_PATTERN, is_id
 from fraudlib.schema import TOPIC_LABELS, TOPIC_TRANSACTIONS
 from fraudlib.settings import Settings
 from fraudlib.telemetry import CONTENT_TYPE, ApiMetrics, configure_logging
@@ -43,7 +43,6 @@ ROUTES: Final = frozenset(
 )
 
 _wait = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?(\d{1,6}(?:\.\d{1,3})?)"?\s*(?:$|[,;])').search
-_is_id = re.compile(ID_PATTERN.removeprefix("^").removesuffix("$"), re.ASCII).fullmatch
 _is_plain_name = re.compile(r"[A-Za-z0-9_ -]{1,64}", re.ASCII).fullmatch
 
 _PROBLEM: Final[dict[str, Any]] = {"model": ProblemDetails}
@@ -152,7 +151,7 @@ def _given_id(request: Request) -> str | None:
     if key is None:
         return None
     key = key.strip().removeprefix('"').removesuffix('"')
-    if not _is_id(key):
+    if not is_id(key):
         raise Problem(400, "expected an Idempotency-Key of 1 to 64 of the characters A-Z a-z 0-9 . _ : -")
     return key
 

@@ -36,7 +36,10 @@ class _Tail:
         """Read until cancelled; connects again after errors."""
         while True:
             consumer = AIOKafkaConsumer(
-                **client_options(self._settings), enable_auto_commit=False, auto_offset_reset="latest"
+                **client_options(self._settings),
+                enable_auto_commit=False,
+                auto_offset_reset="latest",
+                fetch_max_wait_ms=self._settings.fetch_wait_ms,
             )
             try:
                 await consumer.start()
@@ -101,7 +104,9 @@ class ScoreFeed(_Tail):
         loop = asyncio.get_running_loop()
         try:
             while True:
+                consumer.pause(*consumer.assignment())
                 await self._wanted.wait()
+                consumer.resume(*consumer.assignment())
                 # What was written while nobody waited is of no interest, and may be much.
                 await consumer.seek_to_end(*consumer.assignment())
                 self._follows.set()

@@ -128,37 +128,74 @@ def _check_model(scorer: Scorer, cause: Exception) -> None:
 def _encode(
     out: Outputs, messages: Sequence[Message], decoded: Decoded, scorer: Scorer, scores: Scores, start: int
 ) -> None:
-    stamp, threshold, bundle_id = now(), float(scorer.threshold), scorer.bundle_id
-    reasons, dumps = scores.reasons, orjson.dumps
-    values, flags = scores.anomaly_score.tolist(), scores.is_flagged.tolist()
-    finite = np.isfinite(scores.anomaly_score).tolist()
-    for i, value in enumerate(values):
-        message = messages[decoded.rows[start + i]]
-        if not finite[i]:
-            _check_model(scorer, ArithmeticError("no finite score"))
+    n = len(scores.anomaly_score)
+    finite, flags = np.isfinite(scores.anomaly_score), scores.is_flagged.tolist()
+    if not finite.all():
+        _check_model(scorer, ArithmeticError("no finite score"))
+    writer = _Writer(scorer)
+    numbers = writer.numbers(np.where(finite, scores.anomaly_score, 0.0))
+    rows, stamps = decoded.rows[start : start + n], decoded.accepted_at[start : start + n]
+    score_rows, usable = out.scores, finite.tolist()
+    for i, (row, given_id, accepted_at) in enumerate(
+        zip(rows, decoded.transaction_ids[start : start + n], stamps, strict=True)
+    ):
+        message = messages[row]
+        if not usable[i]:
             _dead_letter(out, message, "ScoreError", "the model gave it no finite score")
             continue
-        transaction_id, partition = decoded.transaction_ids[start + i] or _id_of(message), message.partition
-        score = {
-            "transaction_id": transaction_id,
-            "anomaly_score": value,
-            "threshold": threshold,
-            "is_flagged": flags[i],
-            "reasons": reasons.get(i, []),
-            "bundle_id": bundle_id,
-            "src_partition": partition,
-            "src_offset": message.offset,
-            "scored_at": stamp,
-        }
-        if accepted_at := decoded.accepted_at[start + i]:
-            score["accepted_at"] = accepted_at
-        key = transaction_id.encode()
-        out.scores.setdefault(partition, []).append((key, dumps(score), []))
-        if flags[i]:
-            score["transaction"] = orjson.Fragment(message.value or b"{}")
-            out.alerts.setdefault(partition, []).append((key, dumps(score), []))
-            out.alert_fields.append(str(score["reasons"][0]["field"]) if score["reasons"] else "none")
+        key = (given_id or _id_of(message)).encode()
+        partition, is_flagged = message.partition, flags[i]
+        reasons = scores.reasons.get(i, []) if is_flagged else []
+        value = writer.score(key, numbers[i], reasons, is_flagged, partition, message.offset, accepted_at)
+        try:
+            score_rows[partition].append((key, value, []))
+        except KeyError:
+            score_rows[partition] = [(key, value, [])]
+        if is_flagged:
+            alert = value[:-1] + b',"transaction":' + (message.value or b"{}") + b"}"
+            out.alerts.setdefault(partition, []).append((key, alert, []))
+            out.alert_fields.append(str(reasons[0]["field"]) if reasons else "none")
         out.scored += 1
+
+
+class _Writer:
+    """Writes the scores of one batch as JSON; what is the same for all of them is encoded once.
+
+    Identities and stamps were checked to be of characters that JSON takes as they are.
+    """
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._threshold = b',"threshold":' + orjson.dumps(float(scorer.threshold)) + b',"is_flagged":'
+        self._unflagged = self._threshold + b'false,"reasons":[]'
+        self._bundle = b',"bundle_id":' + orjson.dumps(scorer.bundle_id) + b',"src_partition":'
+        self._end = b',"scored_at":' + orjson.dumps(now())
+
+    @staticmethod
+    def numbers(values: NDArray[np.float64]) -> list[bytes]:
+        """JSON of each number, in one call."""
+        return orjson.dumps(values.tolist())[1:-1].split(b",")
+
+    def score(
+        self,
+        key: bytes,
+        number: bytes,
+        reasons: list[dict[str, Any]],
+        is_flagged: bool,
+        partition: int,
+        offset: int,
+        accepted_at: str | None,
+    ) -> bytes:
+        """JSON of one score."""
+        verdict = (
+            self._threshold + b'true,"reasons":' + orjson.dumps(reasons, option=orjson.OPT_SERIALIZE_NUMPY)
+            if is_flagged
+            else self._unflagged
+        )
+        place = b'%d,"src_offset":%d' % (partition, offset)
+        stamp = b',"accepted_at":"%b"}' % accepted_at.encode() if accepted_at else b"}"
+        return b"".join(
+            (b'{"transaction_id":"', key, b'","anomaly_score":', number, verdict, self._bundle, place, self._end, stamp)
+        )
 
 
 def _id_of(message: Message) -> str:

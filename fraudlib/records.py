@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from fraudlib.schema import BY_NAME, NUMBER_COLUMNS, SERVICES, TIME_COLUMNS, canonical_name, service_of
 
 ID_PATTERN: Final = r"^[A-Za-z0-9._:-]{1,64}$"
-_is_id = re.compile(ID_PATTERN.removeprefix("^").removesuffix("$"), re.ASCII).fullmatch
-_is_stamp = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|\+00:00)", re.ASCII).fullmatch
+is_id = re.compile(ID_PATTERN.removeprefix("^").removesuffix("$"), re.ASCII).fullmatch
+_is_stamp = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z", re.ASCII).fullmatch
+_ID_CHARACTERS: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:-"
+_TIME_CHARACTERS: Final = b"0123456789-T:."
 
 ACCEPTED_AT: Final = "accepted_at"
 _NUMBERS: Final = (*NUMBER_COLUMNS, "duration_minutes")
@@ -40,12 +42,16 @@ class Checked:
     ----------
     objects : one dict per input, known fields only; empty where the input was no object.
     columns : arrays of all inputs, one value per input, NaN or NaT where missing or wrong.
+    transaction_ids : "" where missing or wrong.
+    accepted_at : when the API took it, None where missing or no UTC time.
     faults : position -> field -> what is wrong, without the value.
     ignored : position -> names of unknown fields.
     """
 
     objects: list[dict[str, Any]]
     columns: dict[str, NDArray[Any]] = field(default_factory=dict)
+    transaction_ids: Sequence[str] = ()
+    accepted_at: Sequence[str | None] = ()
     faults: dict[int, dict[str, str]] = field(default_factory=dict)
     ignored: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
@@ -63,15 +69,15 @@ class Decoded:
     ----------
     columns : arrays of the good records, see `fraudlib.schema`; numbers float64, times datetime64[us].
     transaction_ids : of the good records, "" where a record brings none.
-    accepted_at : when the API took each good record (UTC, ISO 8601), None where unknown.
+    accepted_at : when the API took each good record (UTC, ISO 8601 with Z), None where unknown.
     rows : positions of the good records in the batch.
     rejected : position -> reason, naming the field.
     """
 
     columns: dict[str, NDArray[Any]]
-    transaction_ids: list[str]
-    accepted_at: list[str | None]
-    rows: list[int]
+    transaction_ids: Sequence[str]
+    accepted_at: Sequence[str | None]
+    rows: Sequence[int]
     rejected: dict[int, str]
 
 
@@ -115,15 +121,8 @@ def check(values: Sequence[Any]) -> Checked:
     values : what a JSON parser that refuses NaN and Infinity returned.
     """
     checked = Checked(list(values))
-    shapes = _canonise(checked)
-    n = len(values)
-    if len(shapes) == 1:
-        names = next(iter(shapes))
-        table: dict[str, Sequence[Any]] = dict(
-            zip(names, zip(*[o.values() for o in checked.objects], strict=True), strict=True)
-        )
-    else:
-        table = {name: [o.get(name) for o in checked.objects] for name in set().union(*shapes)}
+    table = _table(checked)
+    n = len(checked.objects)
     for name, column in table.items():
         if name in _NUMBERS:
             checked.columns[name] = _numbers(checked, name, column)
@@ -131,12 +130,30 @@ def check(values: Sequence[Any]) -> Checked:
             checked.columns[name] = _times(checked, name, column)
         elif name == "service":
             checked.columns[name] = _services(checked, column)
-        elif name == "transaction_id":
-            _ids(checked, column)
         elif name in _TEXTS:
             _texts(checked, name, column)
+    checked.transaction_ids = _ids(checked, table.get("transaction_id", (None,) * n))
+    checked.accepted_at = _stamps(table.get(ACCEPTED_AT, (None,) * n))
     _required(checked, n)
     return checked
+
+
+def _table(checked: Checked) -> dict[str, Sequence[Any]]:
+    """Columns of the objects by canonical name."""
+    objects = checked.objects
+    if set(map(type, objects)) == {dict}:
+        # Usual case: one sender, one shape. The parser shares the keys, so comparing them is cheap.
+        keys = tuple(objects[0])
+        if list(map(tuple, objects)).count(keys) == len(objects) and _plan(keys).is_canonical:
+            return _transposed(keys, objects)
+    shapes = _canonise(checked)
+    if len(shapes) == 1:
+        return _transposed(next(iter(shapes)), checked.objects)
+    return {name: [o.get(name) for o in checked.objects] for name in sorted(set().union(*shapes))}
+
+
+def _transposed(keys: tuple[str, ...], objects: list[dict[str, Any]]) -> dict[str, Sequence[Any]]:
+    return dict(zip(keys, zip(*map(dict.values, objects), strict=True), strict=True))
 
 
 def _canonise(checked: Checked) -> set[tuple[str, ...]]:
@@ -199,14 +216,33 @@ def _services(checked: Checked, column: Sequence[Any]) -> NDArray[np.float64]:
 
 def _texts(checked: Checked, name: str, column: Sequence[Any]) -> None:
     column = _wrong(checked, name, column, {str, type(None)}, "text")
-    if long := [row for row, value in enumerate(column) if value is not None and len(value) > 64]:
-        checked.blame(long, name, "expected at most 64 characters, found more")
+    if any(value is not None and len(value) > 64 for value in set(column)):
+        rows = [row for row, value in enumerate(column) if value is not None and len(value) > 64]
+        checked.blame(rows, name, "expected at most 64 characters, found more")
 
 
-def _ids(checked: Checked, column: Sequence[Any]) -> None:
+def _consists_of(texts: Sequence[str], characters: bytes) -> bool:
+    return not "".join(texts).encode(errors="surrogatepass").translate(None, characters)
+
+
+def _ids(checked: Checked, column: Sequence[Any]) -> Sequence[str]:
+    if set(map(type, column)) == {str}:
+        lengths = set(map(len, column))
+        if min(lengths) > 0 and max(lengths) <= 64 and _consists_of(column, _ID_CHARACTERS):
+            return column
     column = _wrong(checked, "transaction_id", column, {str, type(None)}, "text")
-    if bad := [row for row, value in enumerate(column) if value is not None and not _is_id(value)]:
-        checked.blame(bad, "transaction_id", "expected 1 to 64 of the characters A-Z a-z 0-9 . _ : -")
+    bad = {row for row, value in enumerate(column) if value is not None and not is_id(value)}
+    checked.blame(bad, "transaction_id", "expected 1 to 64 of the characters A-Z a-z 0-9 . _ : -")
+    return ["" if value is None or row in bad else value for row, value in enumerate(column)]
+
+
+def _stamps(column: Sequence[Any]) -> Sequence[str | None]:
+    kinds = set(map(type, column))
+    if kinds == {type(None)}:
+        return column
+    if kinds == {str} and set(map(len, column)) == {24} and _consists_of(column, _TIME_CHARACTERS + b"Z"):
+        return column
+    return [value if type(value) is str and _is_stamp(value) else None for value in column]
 
 
 def _times(checked: Checked, name: str, column: Sequence[Any]) -> NDArray[np.datetime64]:
@@ -236,8 +272,8 @@ def _times(checked: Checked, name: str, column: Sequence[Any]) -> NDArray[np.dat
 
 
 def _is_plain(joined: str, count: int) -> bool:
-    raw = joined.encode()
-    return not raw.translate(None, b"0123456789-T:.") and raw.count(b"-") == 2 * count and raw.count(b"T") == count
+    raw = joined.encode(errors="surrogatepass")
+    return not raw.translate(None, _TIME_CHARACTERS) and raw.count(b"-") == 2 * count and raw.count(b"T") == count
 
 
 @cache
@@ -314,16 +350,13 @@ def decode(values: Sequence[bytes | None]) -> Decoded:
     parsed, unparsable = _parse(values)
     checked = check(parsed)
     rejected = {row: unparsable.get(row) or reason(faults) for row, faults in sorted(checked.faults.items())}
-    rows, columns = list(range(len(values))), checked.columns
-    if rejected:
-        rows = [row for row in rows if row not in rejected]
-        columns = {name: array[rows] for name, array in columns.items()}
-    good = [checked.objects[row] for row in rows]
-    stamps = [o.get(ACCEPTED_AT) for o in good]
+    if not rejected:
+        return Decoded(checked.columns, checked.transaction_ids, checked.accepted_at, range(len(values)), rejected)
+    rows = [row for row in range(len(values)) if row not in rejected]
     return Decoded(
-        columns,
-        [o.get("transaction_id") or "" for o in good],
-        [s if type(s) is str and _is_stamp(s) else None for s in stamps],
+        {name: array[rows] for name, array in checked.columns.items()},
+        [checked.transaction_ids[row] for row in rows],
+        [checked.accepted_at[row] for row in rows],
         rows,
         rejected,
     )

@@ -30,6 +30,9 @@ class Settings(BaseSettings):
     score_threads: int = Field(1, ge=1, le=64, description="threads of PyTorch in the worker")
     batch_max_records: int = Field(4096, ge=1, le=65536, description="most transactions in one micro-batch")
     batch_wait_ms: int = Field(2, ge=0, le=1000, description="longest wait for more transactions when idle, in ms")
+    fetch_wait_ms: int = Field(
+        10, ge=1, le=5000, description="longest wait of a fetch, in ms; the embedded broker answers no earlier"
+    )
     watchdog_seconds: float = Field(30.0, gt=0, description="lag without progress after which a worker gives up, in s")
     session_timeout_ms: int = Field(6000, ge=1000, description="silence after which the group drops a worker, in ms")
     reload_seconds: float = Field(2.0, gt=0, description="how often the worker looks for a new current bundle, in s")

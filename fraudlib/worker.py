@@ -141,6 +141,7 @@ class Worker:
             max_poll_interval_ms=60_000,
             max_partition_fetch_bytes=1_048_576,
             fetch_max_bytes=8_388_608,
+            fetch_max_wait_ms=s.fetch_wait_ms,
         )
         try:
             await consumer.start()
