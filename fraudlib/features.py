@@ -137,7 +137,9 @@ FEATURES: Final[tuple[Feature, ...]] = (
     _f("same_zone", _Z),
     _f("pickup_jfk", _Z),
     _f("dropoff_jfk", _Z),
-    _f("airport_other", _Z),
+    _f("pickup_lga", _Z),
+    _f("dropoff_lga", _Z),
+    _f("at_newark", _Z),
     _f("zone_unknown", _Z),
     _f("pair_in_meter_city", _Z),
     _f("vendor_1", "vendor_id"),
@@ -397,7 +399,6 @@ def _context(number: Number, when: Clock, pair: Mapping[str, Array], vendor: Arr
     pickup, dropoff = number("pickup_location_id"), number("dropoff_location_id")
     passengers = number("passenger_count")
     blank = np.all([np.isnan(number(f)) for f in NULL_BLOCK], axis=0)
-    other = np.isin(pickup, (tariff.LGA, tariff.EWR)) | np.isin(dropoff, (tariff.LGA, tariff.EWR))
     return {
         "hour_sin": np.sin(angle),
         "hour_cos": np.cos(angle),
@@ -418,7 +419,9 @@ def _context(number: Number, when: Clock, pair: Mapping[str, Array], vendor: Arr
         "same_zone": _flag(pickup == dropoff, pickup, dropoff),
         "pickup_jfk": _flag(pickup == tariff.JFK, pickup, dropoff),
         "dropoff_jfk": _flag(dropoff == tariff.JFK, pickup, dropoff),
-        "airport_other": _flag(other, pickup, dropoff),
+        "pickup_lga": _flag(pickup == tariff.LGA, pickup, dropoff),
+        "dropoff_lga": _flag(dropoff == tariff.LGA, pickup, dropoff),
+        "at_newark": _flag((pickup == tariff.EWR) | (dropoff == tariff.EWR), pickup, dropoff),
         "zone_unknown": _flag((pickup > 263) | (dropoff > 263), pickup, dropoff),
         "pair_in_meter_city": _flag((pickup <= 263) & (dropoff <= 263) & (dropoff != tariff.EWR), pickup, dropoff),
         "vendor_1": _flag(vendor == 1, vendor),

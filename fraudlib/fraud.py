@@ -496,7 +496,7 @@ def corrupt(columns: Columns, share: float, seed: int) -> Planted:
     part = take(columns, chosen)
     m = len(chosen)
     before = {field: _field(part, field).copy() for field in _CORRUPTED}
-    repeats = rng.choice([1, 2, 3], m, p=[0.6, 0.3, 0.1])
+    repeats = rng.choice([1, 2, 3], m, p=[0.5, 0.35, 0.15])
     picks = np.argsort(rng.random((m, len(_CORRUPTED))), axis=1).argsort(axis=1) < repeats[:, None]
     readd = rng.random(m) < 0.5
     for j, field in enumerate(_CORRUPTED):

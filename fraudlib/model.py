@@ -43,7 +43,7 @@ class ModelConfig:
 
     width: int = 64
     latent_dim: int = 32
-    head_width: int = 64
+    head_width: int = 96
     head_depth: int = 2
 
 

@@ -28,8 +28,8 @@ class TrainingConfig:
     """How to train; epochs are passes over the training split."""
 
     epochs: int = 20
-    head_rounds: int = 4
-    head_epochs: int = 6
+    head_rounds: int = 6
+    head_epochs: int = 8
     batch_size: int = 1024
     learning_rate: float = 3e-3
     weight_decay: float = 1e-4
@@ -157,7 +157,8 @@ def teach_set(
     seed: int,
     kinds: Sequence[str] = TAUGHT,
     planted_share: float = 0.3,
-    corrupted_share: float = 0.15,
+    corrupted_share: float = 0.3,
+    honest_share: float = 0.5,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Features (n, F) and labels (n, 1 + P) of one round: fraud, then each predicted field changed.
 
@@ -167,8 +168,10 @@ def teach_set(
     """
     planted = fraud.plant(columns, planted_share, seed, kinds)
     corrupted = fraud.corrupt(columns, corrupted_share, seed + 1)
-    parts = [columns] + [features.take(p.columns, p.label) for p in (planted, corrupted)]
-    n = features.row_count(columns)
+    rng = np.random.default_rng(seed + 2)
+    honest = np.flatnonzero(rng.random(features.row_count(columns)) < honest_share)
+    parts = [features.take(columns, honest)] + [features.take(p.columns, p.label) for p in (planted, corrupted)]
+    n = len(honest)
     everything = features.concat(parts)
     blame = np.stack([np.concatenate([p.changed[f][p.label] for p in (planted, corrupted)]) for f in PREDICTED], axis=1)
     label = np.zeros((n + len(blame), 1 + len(PREDICTED)), dtype=np.float32)
@@ -176,7 +179,6 @@ def teach_set(
     label[n:, 1:] = blame
     short_sees: NDArray[np.bool_] = np.max(label[:, [1 + PREDICTED.index(f) for f in SHORT_REQUEST]], axis=1) > 0
     x = features.build(everything, statistics)
-    rng = np.random.default_rng(seed + 2)
     short = np.flatnonzero(rng.random(len(label)) < 0.06)
     kept = {f: v[short] for f, v in everything.items() if f in ("trip_distance", "fare_amount")}
     kept["duration_minutes"] = np.asarray(duration_minutes(everything, len(label)))[short]
@@ -195,17 +197,18 @@ def head_inputs(model: FraudModel, x: NDArray[np.float32], chunk: int = 8192) ->
 def fit_head(
     model: FraudModel,
     columns: Columns,
+    valid_columns: Columns,
     statistics: Statistics,
     config: TrainingConfig,
     curves: Curves,
     kinds: Sequence[str] = TAUGHT,
     progress: bool = True,
 ) -> None:
-    """Teach the head: each round plants anew into the training trips; the last round also checks.
+    """Teach the head: each round plants anew into the training trips.
 
     Parameters
     ----------
-    columns : trips of the training split, shape (n,) each.
+    columns, valid_columns : trips of the training and validation splits, shape (n,) each.
     kinds : kinds of fraud to teach; families are left out to measure what is then still seen.
     """
     rounds = []
@@ -214,15 +217,20 @@ def fit_head(
         rounds.append((head_inputs(model, x), torch.from_numpy(label)))
     inputs, labels = torch.cat([r[0] for r in rounds]), torch.cat([r[1] for r in rounds])
     generator = torch.Generator().manual_seed(config.seed)
+    check_x, check_label = teach_set(valid_columns, statistics, config.seed * 1000 + 999, kinds)
+    check, check_labels = head_inputs(model, check_x), torch.from_numpy(check_label)
 
-    def step(rows: Tensor) -> Tensor:
-        out, label = model.head(inputs[rows]), labels[rows]
+    def loss_of(out: Tensor, label: Tensor) -> Tensor:
         fraud_loss = nn.functional.binary_cross_entropy_with_logits(out[:, 0], label[:, 0])
         blame = nn.functional.binary_cross_entropy_with_logits(out[:, 1:], label[:, 1:], reduction="none")
         return fraud_loss + BLAME_WEIGHT * (blame.mean(dim=1) * label[:, 0]).mean()
 
+    def step(rows: Tensor) -> Tensor:
+        return loss_of(model.head(inputs[rows]), labels[rows])
+
     def after(loss: float) -> None:
-        curves.head.append((loss, loss))
+        with torch.no_grad():
+            curves.head.append((loss, float(loss_of(model.head(check), check_labels))))
 
     _epochs(
         list(model.head.parameters()), len(inputs), config.head_epochs, config, generator, step, "head", after, progress
@@ -243,5 +251,5 @@ def fit(
     model, curves = FraudModel(model_config), Curves()
     train, valid = features.build(columns, statistics), features.build(valid_columns, statistics)
     fit_autoencoder(model, train, valid, config, curves, progress)
-    fit_head(model, columns, statistics, config, curves, progress=progress)
+    fit_head(model, columns, valid_columns, statistics, config, curves, progress=progress)
     return model.eval(), curves
