@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 SAMPLE := data/sample/green_tripdata_2023-05.parquet
 NOTEBOOKS := $(sort $(wildcard notebooks/0[1-4]_*.ipynb))
-PIP := -m pip --disable-pip-version-check install --quiet $(PIP_ARGS)
+PIP := -m pip --disable-pip-version-check install -qq $(PIP_ARGS)
 
 # Transport of the kernels stays plain TCP on this machine; encryption quiets their warning about it.
 EXECUTE := jupyter-nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
@@ -37,13 +37,14 @@ help:  ## list these commands
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c '$(SUPPORTED)' 2>/dev/null || { echo "This project needs Python 3.11, 3.12 or 3.13, found" \
 	  "$$($(PYTHON) --version 2>&1 || true); install one, or say where it is: make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@echo "Setting up $(VENV) with $$($(PYTHON) --version); this happens once and takes a few minutes" >&2
+	@echo "Setting up $(VENV) with $$($(PYTHON) --version), once; it takes a few minutes and says when it is done" >&2
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
-	@echo "  installing PyTorch" >&2
+	@echo "  1 of 2: PyTorch" >&2
 	@$(BIN)/python $(PIP) torch==2.13.0
-	@echo "  installing the project and its tools" >&2
+	@echo "  2 of 2: the project, Jupyter and the tools" >&2
 	@$(BIN)/python $(PIP) -c constraints.txt -e '.[all]'
 	@touch $@
+	@echo "$(VENV) is ready" >&2
 
 demo: $(READY)  ## train on the sample, start every service, stream trips, show alerts; ARGS="--seconds 20"
 	@exec $(BIN)/fraudlib demo $(ARGS)

@@ -5,6 +5,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -64,13 +65,13 @@ def retrain(params: Path | None, assignments: tuple[str, ...], artifacts: Path, 
     The last line is JSON. Exit code 0: the run went through, whether or not its bundle passed the gate; 1: a stage
     failed; 2: a parameter is wrong; 3: another run is at work.
     """
-    from pipelines.parameters import read, split
+    from pipelines import parameters
     from pipelines.retrain import retrain as run
 
-    outcome = run((read(params) if params else {}) | split(assignments), artifacts, runs, notebooks)
+    outcome = run(parameters.given(params, assignments), artifacts, runs, notebooks)
     if outcome.failed:
         click.echo(outcome.reason, err=True)
-    click.echo(outcome.line())
+    click.echo(json.dumps(asdict(outcome)))
     sys.exit(int(outcome.failed))
 
 
@@ -88,14 +89,18 @@ def schedule(
     notebooks: Path,
 ) -> None:
     """Retrain by the clock until stopped; one run at a time."""
+    from pipelines import parameters
+    from pipelines.retrain import check
     from pipelines.schedule import serve, trigger
 
+    when = trigger(cron, timezone)
+    check(parameters.given(params, assignments), notebooks)
     arguments = ["--artifacts", str(artifacts), "--runs", str(runs), "--notebooks", str(notebooks)]
     arguments += ["--params", str(params.resolve())] if params else []
     for assignment in assignments:
         arguments += ["-p", assignment]
     try:
-        serve(trigger(cron, timezone), arguments)
+        serve(when, arguments)
     except KeyboardInterrupt:
         click.echo("schedule stopped", err=True)
 
@@ -152,7 +157,7 @@ def run() -> None:
         err.show()
         sys.exit(err.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; nothing was published", err=True)
+        click.echo("interrupted", err=True)
         sys.exit(EXIT_INTERRUPTED)
     except (FraudError, OSError) as err:
         click.echo(str(err), err=True)

@@ -103,16 +103,18 @@ def read(path: Path) -> dict[str, str]:
     return content
 
 
-def split(assignments: Iterable[str]) -> dict[str, str]:
-    """Name and text of each `name=value`; a later one wins."""
-    pairs = [assignment.partition("=") for assignment in assignments]
-    for name, sign, text in pairs:
+def given(path: Path | None, assignments: Iterable[str]) -> dict[str, str]:
+    """Name and text of each parameter in a file, if there is one, and of each `name=value`, which wins."""
+    texts = read(path) if path else {}
+    for assignment in assignments:
+        name, sign, text = assignment.partition("=")
         if not name or not sign:
-            raise ParameterError(f"-p {name}{sign}{text}: expected name=value")
-    return {name.strip(): text for name, _, text in pairs}
+            raise ParameterError(f"-p {assignment}: expected name=value")
+        texts[name] = text
+    return texts
 
 
-def resolve(known: Mapping[str, Parameter], given: Mapping[str, str]) -> dict[str, Value]:
+def resolve(known: Mapping[str, Parameter], texts: Mapping[str, str]) -> dict[str, Value]:
     """Value of every known parameter: the given text as its declared type, else the default.
 
     Raises
@@ -121,7 +123,7 @@ def resolve(known: Mapping[str, Parameter], given: Mapping[str, str]) -> dict[st
         If a given name is unknown or its text is not of the declared type.
     """
     values: dict[str, Value] = {name: parameter.default for name, parameter in known.items()}
-    for name, text in given.items():
+    for name, text in texts.items():
         if name in RESERVED:
             raise ParameterError(f"parameter {name} is set by the pipeline; use {RESERVED[name]}")
         if name not in known:

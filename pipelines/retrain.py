@@ -5,7 +5,7 @@ import logging
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -29,43 +29,39 @@ class Outcome:
     promoted: bool = False
     reason: str = ""
     metrics: dict[str, Any] = field(default_factory=dict)
-    failed: bool = field(default=False, metadata={"hidden": True})
-
-    def line(self) -> str:
-        """The JSON line of the contract."""
-        content = asdict(self)
-        del content["failed"]
-        return json.dumps(content)
+    failed = False  # no field: the line says why, the exit code says that
 
 
 class Status:
-    """`status.json` of a run: the state of each stage, rewritten whole at every change."""
+    """`status.json` of a run: its state and that of each stage, rewritten whole at every change."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "status.json"
-        self.content: dict[str, Any] = {
-            "run_id": folder.name,
-            "stages": {name: {"state": "pending"} for name in STAGES},
-        }
-        self.set_run("running")
+        self._stages: dict[str, dict[str, Any]] = {name: {"state": "pending"} for name in STAGES}
+        self.run("running")
 
-    def set_run(self, state: str, **more: Any) -> None:
-        """Record the state of the run: running, done, failed or interrupted."""
-        self.content |= {"state": state, "at": manifest.now(), **more}
-        self._write()
-
-    def set_stage(self, name: str, state: str, **more: Any) -> None:
+    def stage(self, name: str, state: str, **more: Any) -> None:
         """Record the state of one stage: pending, running, done or failed."""
-        self.content["stages"][name] |= {"state": state, "at": manifest.now(), **more}
-        self._write()
+        self._stages[name] |= {"state": state, "at": manifest.now(), **more}
+        self.run("running")
 
-    def _write(self) -> None:
-        manifest.write_atomic(self._path, json.dumps(self.content, indent=1).encode())
+    def run(self, state: str, **more: Any) -> None:
+        """Record the state of the run: running, done, failed or interrupted."""
+        content = {"run_id": self._path.parent.name, "state": state, "at": manifest.now(), **more}
+        manifest.write_atomic(self._path, json.dumps(content | {"stages": self._stages}, indent=1).encode())
 
 
 def new_run_id() -> str:
     """UTC time of the start and four random hex digits: names of runs sort by time."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+
+
+def check(
+    given: Mapping[str, str], notebooks: Path
+) -> tuple[dict[str, dict[str, parameters.Parameter]], dict[str, parameters.Value]]:
+    """What each stage declares, and the value of every parameter; ParameterError where the given ones do not fit."""
+    declared = {name: parameters.declared(notebooks / f"{name}.ipynb") for name in STAGES}
+    return declared, parameters.resolve(parameters.merge(declared.values()), given)
 
 
 def retrain(given: Mapping[str, str], artifacts: Path, runs: Path, notebooks: Path) -> Outcome:
@@ -83,8 +79,7 @@ def retrain(given: Mapping[str, str], artifacts: Path, runs: Path, notebooks: Pa
     BusyError
         If another run writes to the same artifacts; nothing ran.
     """
-    declared = {name: parameters.declared(notebooks / f"{name}.ipynb") for name in STAGES}
-    values = parameters.resolve(parameters.merge(declared.values()), given)
+    declared, values = check(given, notebooks)
     artifacts.mkdir(parents=True, exist_ok=True)
     with registry.exclusive(artifacts / ".retrain.lock"):
         run = RunPaths.at(runs / new_run_id())
@@ -101,22 +96,22 @@ def retrain(given: Mapping[str, str], artifacts: Path, runs: Path, notebooks: Pa
         except (StageError, GateError, BundleError) as err:
             outcome.failed, outcome.reason = True, str(err)
         except BaseException:
-            status.set_run("interrupted")
+            status.run("interrupted")
             raise
-        status.set_run("failed" if outcome.failed else "done", promoted=outcome.promoted, reason=outcome.reason)
+        status.run("failed" if outcome.failed else "done", promoted=outcome.promoted, reason=outcome.reason)
         return outcome
 
 
 def _stage(source: Path, folder: Path, values: Mapping[str, parameters.Value], status: Status) -> None:
     name, start = source.stem, time.perf_counter()
-    status.set_stage(name, "running")
+    status.stage(name, "running")
     try:
         execute(source, folder / source.name, values, folder / "logs" / f"{name}.log")
     except StageError as err:
-        status.set_stage(name, "failed", seconds=round(time.perf_counter() - start, 2), error=str(err))
+        status.stage(name, "failed", seconds=round(time.perf_counter() - start, 2), error=str(err))
         raise
     seconds = round(time.perf_counter() - start, 2)
-    status.set_stage(name, "done", seconds=seconds)
+    status.stage(name, "done", seconds=seconds)
     log.info("%s done in %.1f s", name, seconds)
 
 

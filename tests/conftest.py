@@ -1,16 +1,43 @@
-"""What several test files share: a clean environment and sealed folders to publish."""
+"""What several test files share: a clean environment, sealed folders to publish, small notebooks to run."""
 
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook
 
 from fraudlib import manifest
 from fraudlib.paths import MANIFEST
 
 Seal = Callable[..., Path]
+
+BUNDLE = "20260101T000000Z-aaaa"
+SHARED = """\
+run_dir: str = "runs/sample"  # outputs of this run
+artifacts_dir: str = "artifacts"  # sealed bundles
+seed: int = 7  # one seed for all
+"""
+STAGES = {
+    "01_prepare": (
+        'service: str = "green"\nshuffle: bool = False\npause: float = 0.0  # seconds',
+        "import json, pathlib, time\n"
+        "time.sleep(pause)\n"
+        "pathlib.Path(run_dir, 'data.json').write_text(json.dumps([seed, service, shuffle, pathlib.Path.cwd().name]))",
+    ),
+    "02_train": ("rate: float = 0.5\nbreak_it: bool = False", "assert not break_it, 'loss is\\nnot finite'"),
+    "03_tune": ("", "print('tuned')"),
+    "04_evaluate": (
+        f'passed: bool = True\nbundle: str = "{BUNDLE}"',
+        "import json, pathlib\n"
+        "run = pathlib.Path(run_dir)\n"
+        "(run / 'metrics.json').write_text(json.dumps({'average_precision': 0.5}))\n"
+        "gate = {'passed': passed, 'reason': 'AP 0.50', 'bundle_id': bundle if passed else None}\n"
+        "(run / 'gate.json').write_text(json.dumps(gate))",
+    ),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -48,3 +75,20 @@ def seal() -> Seal:
         return folder
 
     return make
+
+
+def write_notebook(path: Path, declaration: str, body: str) -> None:
+    """A notebook of two cells: parameters and body."""
+    cells = [new_code_cell(declaration, metadata={"tags": ["parameters"]}), new_code_cell(body)]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+
+
+@pytest.fixture(scope="session")
+def notebooks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The four notebooks, small: 04 claims to have sealed BUNDLE."""
+    folder = tmp_path_factory.mktemp("project") / "notebooks"
+    folder.mkdir()
+    for name, (declaration, body) in STAGES.items():
+        write_notebook(folder / f"{name}.ipynb", SHARED + declaration, body)
+    return folder

@@ -10,60 +10,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import psutil
 import pytest
 from click.testing import CliRunner
-from conftest import Seal
-from nbformat.v4 import new_code_cell, new_notebook
+from conftest import BUNDLE, STAGES, Seal, write_notebook
 
 from fraudlib import manifest, paths
 from fraudlib.errors import BundleError, DataError, ParameterError
 from pipelines import parameters, registry, retrain
 from pipelines.__main__ import main, run
 from pipelines.notebook import is_complete
-
-BUNDLE = "20260101T000000Z-aaaa"
-SHARED = """\
-run_dir: str = "runs/sample"  # outputs of this run
-artifacts_dir: str = "artifacts"  # sealed bundles
-seed: int = 7  # one seed for all
-"""
-STAGES = {
-    "01_prepare": (
-        'service: str = "green"\nshuffle: bool = False\npause: float = 0.0  # seconds',
-        "import json, pathlib, time\n"
-        "time.sleep(pause)\n"
-        "pathlib.Path(run_dir, 'data.json').write_text(json.dumps([seed, service, shuffle, pathlib.Path.cwd().name]))",
-    ),
-    "02_train": ("rate: float = 0.5\nbreak_it: bool = False", "assert not break_it, 'loss is\\nnot finite'"),
-    "03_tune": ("", "print('tuned')"),
-    "04_evaluate": (
-        f'passed: bool = True\nbundle: str = "{BUNDLE}"',
-        "import json, pathlib\n"
-        "run = pathlib.Path(run_dir)\n"
-        "(run / 'metrics.json').write_text(json.dumps({'average_precision': 0.5}))\n"
-        "gate = {'passed': passed, 'reason': 'AP 0.50', 'bundle_id': bundle if passed else None}\n"
-        "(run / 'gate.json').write_text(json.dumps(gate))",
-    ),
-}
-
-
-def write_notebook(path: Path, declaration: str, body: str) -> None:
-    """A notebook of two cells: parameters and body."""
-    cells = [new_code_cell(declaration, metadata={"tags": ["parameters"]}), new_code_cell(body)]
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
-
-
-@pytest.fixture(scope="module")
-def notebooks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The four notebooks, small."""
-    folder = tmp_path_factory.mktemp("project") / "notebooks"
-    folder.mkdir()
-    for name, (declaration, body) in STAGES.items():
-        write_notebook(folder / f"{name}.ipynb", SHARED + declaration, body)
-    return folder
 
 
 @pytest.fixture

@@ -1,11 +1,14 @@
 """The schedule means what cron means, and stops cleanly."""
 
+import json
+import logging
 import signal
 import subprocess
 import sys
 import threading
 import time
 from datetime import datetime
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -78,10 +81,33 @@ def test_stopping_the_job_stops_its_process() -> None:
     assert not thread.is_alive()
 
 
-def test_sigterm_ends_the_schedule_cleanly() -> None:
+def test_the_outcome_of_a_run_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """What the run came to and when the next one is due; a run that said nothing does not end the schedule."""
+    line = json.dumps({"run_id": "r1", "promoted": True, "reason": "AP 0.50"})
+    with caplog.at_level(logging.INFO):
+        Job([sys.executable, "-c", f"print({line!r})"], trigger("0 3 * * 1", "UTC")).run()
+        Job([sys.executable, "-c", "exit(3)"], trigger("0 3 * * 1", "UTC")).run()
+    assert "run r1 ended with exit code 0, promoted True: AP 0.50" in caplog.text
+    assert "run None ended with exit code 3, promoted False: see above" in caplog.text
+    assert caplog.text.count("next run at") == 2
+
+
+def schedule(notebooks: Path, *more: str) -> subprocess.Popen[str]:
+    """A schedule on the small notebooks, in a process of its own."""
+    command = [sys.executable, "-m", "pipelines", "schedule", "--cron", "0 3 * * 1", "--notebooks", str(notebooks)]
+    return subprocess.Popen([*command, *more], stderr=subprocess.PIPE, text=True)
+
+
+def test_a_wrong_parameter_is_refused_at_start(notebooks: Path) -> None:
+    """A misspelt parameter is not found out on Monday at three."""
+    with schedule(notebooks, "-p", "sed=1") as process:
+        assert "unknown parameter sed" in process.communicate(timeout=30)[1]
+    assert process.returncode == 2
+
+
+def test_sigterm_ends_the_schedule_cleanly(notebooks: Path) -> None:
     """It says when the next run is due, and exits 0 on SIGTERM."""
-    command = [sys.executable, "-m", "pipelines", "schedule", "--cron", "0 3 * * 1"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with schedule(notebooks) as process:
         try:
             assert process.stderr
             assert "next run at" in process.stderr.readline()
