@@ -1,0 +1,290 @@
+"""The command line: one command for each use, one sentence for each mistake."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from fraudlib import __version__
+from fraudlib.errors import BundleError, FraudError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from fraudlib.settings import Settings
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+HELP = """Real-time payment-fraud detection on taxi trips.
+
+\b
+Examples:
+  fraudlib demo                            train, start everything, watch alerts
+  fraudlib score month.parquet out.parquet score every trip of a file
+  fraudlib replay month.parquet --rate 500 send a month through the live API
+  fraudlib broker | api | worker           one service each (FRAUDLIB_* settings)
+
+\b
+Exit codes: 0 done, 1 failed (one sentence on stderr says why), 2 wrong usage
+or setting, 130 interrupted.
+"""
+
+
+def _settings(**changes: Any) -> "Settings":
+    from fraudlib.settings import Settings
+
+    return Settings(**{name: value for name, value in changes.items() if value is not None})
+
+
+@contextmanager
+def _bar(total: int | None, unit: str, description: str) -> Iterator["tqdm[NoReturn]"]:
+    """Progress on stderr: at once on a terminal, elsewhere only where the work takes more than two seconds."""
+    from tqdm import tqdm
+
+    seen = sys.stderr.isatty()
+    calm: dict[str, Any] = {} if seen else {"delay": 2, "mininterval": 10, "ascii": True}
+    with tqdm(total=total, unit=unit, unit_scale=True, desc=description, file=sys.stderr, **calm) as bar:
+        yield bar
+
+
+@click.group(help=HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="fraudlib", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Group of all commands."""
+
+
+@cli.command()
+def api() -> None:
+    """Serve the HTTP API and the live page.
+
+    Takes transactions at POST /transaction and POST /transactions and answers only after the broker acknowledged.
+    Configured by FRAUDLIB_API_HOST, FRAUDLIB_API_PORT, FRAUDLIB_KAFKA_BOOTSTRAP_SERVERS and the rest of FRAUDLIB_*;
+    SIGTERM drains and exits 0.
+
+    \b
+    Example:
+      FRAUDLIB_API_PORT=8080 fraudlib api
+    """
+    from fraudlib.api import serve
+
+    serve(_settings())
+
+
+@cli.command()
+def worker() -> int:
+    """Score transactions from the broker and publish scores and alerts.
+
+    Several workers share the partitions. Configured by FRAUDLIB_KAFKA_BOOTSTRAP_SERVERS, FRAUDLIB_ARTIFACTS_DIR,
+    FRAUDLIB_METRICS_PORT and the rest of FRAUDLIB_*; SIGTERM drains and exits 0.
+
+    \b
+    Example:
+      FRAUDLIB_DEVICE=cpu FRAUDLIB_METRICS_PORT=0 fraudlib worker
+    """
+    from fraudlib.worker import run
+
+    return run(_settings())
+
+
+@cli.command()
+def broker() -> int:
+    """Run the embedded Kafka broker, in memory, for one machine.
+
+    For development and the demo: what it holds is gone when it stops. Configured by FRAUDLIB_BROKER_HOST and
+    FRAUDLIB_BROKER_PORT; SIGTERM ends it with exit code 0.
+
+    \b
+    Example:
+      FRAUDLIB_BROKER_PORT=19092 fraudlib broker
+    """
+    from fraudlib.broker import run
+
+    return run(_settings())
+
+
+@cli.command()
+@click.argument("source", metavar="INPUT", type=click.Path(exists=True, path_type=Path))
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--bundle", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Bundle to use.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON line.")
+def score(source: Path, output: Path, bundle: Path | None, as_json: bool) -> None:
+    """Score every trip of INPUT into the parquet file OUTPUT.
+
+    INPUT is a TLC parquet or CSV file, or a folder of them, of any size. OUTPUT gets one row for each input row, in
+    order: row, anomaly_score (higher is more abnormal), threshold, is_flagged and reason_1 to reason_3. It appears
+    whole or not at all. Without --bundle, the current bundle of FRAUDLIB_ARTIFACTS_DIR scores.
+
+    \b
+    Examples:
+      fraudlib score data/sample/green_tripdata_2023-05.parquet scores.parquet
+      fraudlib score yellow_tripdata_2024-01.csv scores.parquet --json
+      fraudlib score data/raw scores.parquet --bundle artifacts/20260101T000000Z-a
+    """
+    from fraudlib import scorefile
+
+    scorefile.check_paths(source, output)
+    total = scorefile.total_rows(source)
+    scorer = _load_scorer(bundle)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with _bar(total, "trip", "scoring") as bar:
+        summary = scorefile.score_file(source, output, scorer, bar.update)
+    click.echo(_json(summary.as_json()) if as_json else f"{summary}: {output}")
+
+
+def _load_scorer(bundle: Path | None) -> Any:
+    from fraudlib.manifest import current_bundle
+    from fraudlib.scoring import Scorer
+
+    settings = _settings()
+    folder = bundle or current_bundle(settings.artifacts)
+    if folder is None:
+        raise BundleError(
+            f"{settings.artifacts}: no bundle is current there; name one with --bundle, set FRAUDLIB_ARTIFACTS_DIR, "
+            "or train one with `python -m pipelines retrain`"
+        )
+    return Scorer.load(folder, device=settings.device, threads=os.cpu_count() or 1)
+
+
+@cli.command()
+@click.argument("source", metavar="INPUT", type=click.Path(exists=True, path_type=Path))
+@click.option("--rate", type=click.FloatRange(min=0), default=1000, show_default=True, help="Trips/s; 0: no limit.")
+@click.option("--limit", type=click.IntRange(min=1), help="Send this many trips at most.")
+@click.option("--to", "url", metavar="URL", help="API to send to.  [default: FRAUDLIB_API_HOST and _PORT]")
+@click.option("--topic", is_flag=True, help="Send straight to the topic, past the API.")
+@click.option(
+    "--fraud", metavar="SHARE", type=click.FloatRange(0, 1), default=0, help="Share of planted fraud, 0 to 1."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=7, show_default=True, help="Seed of the planted fraud.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON line.")
+def replay(
+    source: Path, rate: float, limit: int | None, url: str | None, topic: bool, fraud: float, seed: int, as_json: bool
+) -> None:
+    """Send the trips of INPUT through the live API, or straight to the topic.
+
+    Keeps going while the API or the broker is busy or away, as long as the other side asks to come again; a trip has
+    the id FILE-ROW, so that sending it again is the same transaction.
+
+    \b
+    Examples:
+      fraudlib replay data/sample/green_tripdata_2023-05.parquet --rate 200
+      fraudlib replay month.parquet --fraud 0.0125 --seed 3 --limit 10000
+      fraudlib replay month.parquet --topic --rate 0
+    """
+    from fraudlib import replay as sending
+    from fraudlib.senders import HttpSender, TopicSender
+
+    if topic and url:
+        raise click.UsageError("--to names an API and --topic goes past it: give one of them.")
+    settings = _settings()
+    with _bar(limit, "trip", "sending") as bar:
+        wait: dict[str, Any] = {"on_wait": bar.set_postfix_str}
+        sender = TopicSender(settings, **wait) if topic else HttpSender(url or _api_url(settings), **wait)
+        plan = sending.Plan(source, rate=rate, limit=limit, fraud=fraud, seed=seed)
+        with sender:
+            summary = sending.replay(plan, sender, bar.update)
+    click.echo(_json(summary.as_json()) if as_json else str(summary))
+    if summary.interrupted:
+        raise click.exceptions.Exit(EXIT_INTERRUPTED)
+
+
+def _api_url(settings: "Settings") -> str:
+    from fraudlib.stack import reachable
+
+    return f"http://{reachable(settings.api_host)}:{settings.api_port}"
+
+
+@cli.command()
+@click.option("--seconds", type=click.FloatRange(min=1), help="Stop by itself after this long, counted once all is up.")
+@click.option("--rate", type=click.FloatRange(1, 20_000), default=200, show_default=True, help="Trips a second.")
+@click.option(
+    "--fraud", type=click.FloatRange(0, 0.5), default=0.015, show_default=True, help="Share of planted fraud."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=7, show_default=True, help="Seed of the planted fraud.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port of the API and the live page; 0: any free one.")
+@click.option("--broker-port", type=click.IntRange(0, 65535), help="Port of the broker; 0: any free one.")
+@click.option("--metrics-port", type=click.IntRange(0, 65535), help="Port of the worker's metrics; 0: any free one.")
+def demo(
+    seconds: float | None,
+    rate: float,
+    fraud: float,
+    seed: int,
+    port: int | None,
+    broker_port: int | None,
+    metrics_port: int | None,
+) -> int:
+    """Run the whole way on this machine: train, broker, API, worker, trips in, alerts out.
+
+    The trips are simulated, with planted fraud among them. Trains a bundle from the sample where none is current in
+    runs/demo/artifacts (or FRAUDLIB_ARTIFACTS_DIR). Stays up until Ctrl-C; with --seconds it stops by itself, and the
+    last line is one JSON object: sent, accepted, scored, alerts, lost, duplicates, p50_ms, p99_ms (POST to score).
+    Exits with 1 where a score was lost.
+
+    \b
+    Examples:
+      fraudlib demo
+      fraudlib demo --seconds 20
+      fraudlib demo --port 0 --broker-port 0 --metrics-port 0
+    """
+    from fraudlib import demo as show
+
+    ports = {"api_port": port, "broker_port": broker_port, "metrics_port": metrics_port}
+    return show.run(show.Options(seconds=seconds, rate=rate, fraud=fraud, seed=seed, ports=ports))
+
+
+def _json(value: dict[str, Any]) -> str:
+    import orjson
+
+    return orjson.dumps(value).decode()
+
+
+def _invalid_setting(err: Exception) -> str | None:
+    """Sentence about the first wrong FRAUDLIB_* setting, None where the error is of another kind."""
+    from pydantic import ValidationError
+
+    if not isinstance(err, ValidationError) or err.title != "Settings":
+        return None
+    first = err.errors()[0]
+    name = "FRAUDLIB_" + "_".join(map(str, first["loc"])).upper()
+    return f"{name}: {first['msg'][0].lower()}{first['msg'][1:]}, found {first['input']!r}; correct or unset it"
+
+
+def _fail(message: str, code: int = EXIT_FAILED) -> NoReturn:
+    click.echo(f"fraudlib: {message}", err=True)
+    sys.exit(code)
+
+
+def main() -> NoReturn:
+    """Entry of the console script: run a command, turn what went wrong into one sentence and an exit code."""
+    try:
+        code = cli.main(prog_name="fraudlib", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.ClickException as err:
+        err.show()
+        sys.exit(err.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted", EXIT_INTERRUPTED)
+    except FraudError as err:
+        _fail(str(err))
+    except ModuleNotFoundError as err:
+        if (err.name or "").startswith("fraudlib"):
+            raise
+        _fail(f"the Python package {err.name} is missing; install it with pip install 'fraudlib[all]'")
+    except BrokenPipeError:
+        # The reader of our output is gone; flushing at exit would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILED)
+    except OSError as err:
+        _fail(f"{err.filename or 'input or output'}: {err.strerror or err}")
+    except ValueError as err:
+        if sentence := _invalid_setting(err):
+            _fail(sentence, EXIT_USAGE)
+        raise
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""A steady flow of the sample's trips with planted fraud, for the demo."""
+
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event, Thread
+
+from fraudlib import replay, trips
+from fraudlib.errors import FraudError
+from fraudlib.senders import HttpSender
+from fraudlib.tally import Tally
+
+
+def sample_waves(folder: Path, share: float, seed: int, prefix: str) -> Iterator[replay.Wave]:
+    """The sample's trips again and again, each time with other frauds planted and new ids."""
+    columns = trips.to_columns(trips.read(folder))
+    n = len(columns["trip_distance"])
+    for round_ in itertools.count():
+        ids = [f"{prefix}{round_ * n + i}" for i in range(n)]
+        yield replay.wave(columns, ids, share, seed + round_)
+
+
+class Traffic(Thread):
+    """Sends waves at a steady rate until told to stop: one trip of each step alone, the others in one batch."""
+
+    def __init__(self, waves: Iterator[replay.Wave], url: str, rate: float, tally: Tally) -> None:
+        super().__init__(name="traffic", daemon=True)
+        self.stopping = Event()
+        self.error: FraudError | None = None
+        self._waves, self._url, self._rate, self._tally = waves, url, rate, tally
+
+    def run(self) -> None:
+        """Body of the thread; what stops it early is kept in `error`."""
+        try:
+            with HttpSender(self._url, stop=self.stopping) as sender:
+                pace = replay.Pace(self._rate)
+                for wave in self._waves:
+                    for start in range(0, len(wave), pace.step):
+                        part = wave.part(start, start + pace.step)
+                        if pace.wait(len(part), self.stopping):
+                            return
+                        self._send(sender, part.part(0, 1))
+                        if len(part) > 1:
+                            self._send(sender, part.part(1, len(part)))
+        except FraudError as err:
+            if not self.stopping.is_set():
+                self.error = err
+
+    def _send(self, sender: HttpSender, part: replay.Wave) -> None:
+        self._tally.sending(zip(part.ids, (kind or None for kind in part.kinds), strict=True), time.perf_counter())
+        answer = sender.send(part.ids, part.records)
+        self._tally.answered((part.ids[i] for i in answer.accepted), (part.ids[i] for i in answer.refused))
