@@ -30,7 +30,7 @@ from fraudlib.problems import Problem, retry_later
 from fraudlib.records import ID_PATTERN, is_id
 from fraudlib.schema import TOPIC_LABELS, TOPIC_TRANSACTIONS
 from fraudlib.settings import Settings
-from fraudlib.telemetry import CONTENT_TYPE, ApiMetrics, configure_logging
+from fraudlib.telemetry import CONTENT_TYPE, ApiMetrics, calm_collector, configure_logging
 from fraudlib.transaction import EXAMPLE, FULL_EXAMPLE, Accepted, Items, Label, ProblemDetails, Scored, Transaction
 
 log = logging.getLogger(__name__)
@@ -385,6 +385,7 @@ def serve(settings: Settings) -> int:
     )
     server = _Server(config)
     server.services = app.state.services
+    calm_collector()
     # uvicorn raises the signal again once it has drained; this keeps it from killing the process with it.
     previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

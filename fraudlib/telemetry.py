@@ -4,6 +4,7 @@ No label value comes from a user: routes, topics, field names, causes and partit
 """
 
 import asyncio
+import gc
 import json
 import logging
 import sys
@@ -148,6 +149,17 @@ def configure_logging(service: str, level: str) -> None:
     logging.basicConfig(level=level, handlers=[handler], force=True)
     # The client library logs every refused connection as an error; the services say it once, in their own words.
     logging.getLogger("aiokafka").setLevel(logging.DEBUG if level == "DEBUG" else logging.CRITICAL)
+
+
+def calm_collector() -> None:
+    """Take what is loaded out of the garbage collector's rounds, and make them rarer.
+
+    A batch makes many short-lived objects and no cycles; scanning all of the libraries for them took a third of the
+    time per transaction.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 async def serve_health(
