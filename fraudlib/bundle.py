@@ -26,7 +26,7 @@ from fraudlib.errors import BundleError, FraudError
 from fraudlib.features import FEATURE_NAMES
 from fraudlib.manifest import FORMAT_VERSION, FileEntry, Manifest, fsync_folder, now, sha256, verify_files
 from fraudlib.model import FraudModel, ModelConfig
-from fraudlib.paths import MANIFEST, RunPaths
+from fraudlib.paths import MANIFEST
 from fraudlib.scoring import Scorer
 from fraudlib.statistics import Statistics
 
@@ -162,7 +162,6 @@ def new_bundle_id(run_id: str) -> str:
 
 def seal(
     artifacts: Path,
-    run: RunPaths,
     run_id: str,
     model: FraudModel,
     statistics: Statistics,

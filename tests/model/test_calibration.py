@@ -1,0 +1,51 @@
+"""Rarity: monotone, honest about shares, and safe at the edges."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fraudlib import calibration
+from fraudlib.calibration import Rarity, fit_rarity
+from fraudlib.errors import SchemaError
+
+
+def test_rarity_is_the_share_above():
+    """A rarity of 2 is one in a hundred, on fresh values of the same kind."""
+    rng = np.random.default_rng(0)
+    rarity = fit_rarity(rng.exponential(size=50_000))
+    fresh = rarity(rng.exponential(size=50_000))
+    for level in (0.5, 1.0, 2.0, 3.0):
+        assert (fresh > level).mean() == pytest.approx(10**-level, rel=0.35)
+
+
+def test_rarity_is_strictly_monotone():
+    """A larger raw value is never less rare, far beyond the last knot too."""
+    rarity = fit_rarity(np.random.default_rng(1).normal(size=5000))
+    values = rarity(np.linspace(-20, 1e6, 10_000))
+    assert (np.diff(values) >= 0).all()
+    assert np.isfinite(values).all()
+
+
+@pytest.mark.parametrize("raw", [np.zeros(100), np.r_[np.zeros(999), 5.0], np.arange(5.0)])
+def test_degenerate_samples(raw):
+    """Constant, nearly constant and tiny samples still give a usable map."""
+    values = fit_rarity(raw)(np.array([-1.0, 0.0, 1.0, 10.0, 1e9]))
+    assert np.isfinite(values).all()
+    assert (np.diff(values) >= 0).all()
+
+
+def test_round_trip(room):
+    """JSON gives the same scores back."""
+    again = calibration.Calibration.from_json(json.loads(json.dumps(room.calibration.to_json())))
+    logit, surprise = np.linspace(-9, 9, 50), np.abs(np.random.default_rng(2).normal(size=(50, len(again.fields))))
+    np.testing.assert_array_equal(room.calibration.score(logit, surprise), again.score(logit, surprise))
+
+
+@pytest.mark.parametrize(
+    "data", [{}, {"knots": [2, 1], "levels": [0, 1], "slope": 1}, {"knots": [1], "levels": [0], "slope": 1}]
+)
+def test_broken_json(data):
+    """Knots that do not increase, or are missing, are refused."""
+    with pytest.raises(SchemaError, match="calibration"):
+        Rarity.from_json(data)
