@@ -123,15 +123,14 @@ def check(values: Sequence[Any]) -> Checked:
     checked = Checked(list(values))
     table = _table(checked)
     n = len(checked.objects)
-    for name, column in table.items():
-        if name in _NUMBERS:
-            checked.columns[name] = _numbers(checked, name, column)
-        elif name in TIME_COLUMNS:
-            checked.columns[name] = _times(checked, name, column)
-        elif name == "service":
-            checked.columns[name] = _services(checked, column)
-        elif name in _TEXTS:
-            _texts(checked, name, column)
+    for name in table.keys() & _NUMBERS:
+        checked.columns[name] = _numbers(checked, name, table[name])
+    for name in table.keys() & TIME_COLUMNS:
+        checked.columns[name] = _times(checked, name, table[name])
+    for name in table.keys() & _TEXTS:
+        _texts(checked, name, table[name])
+    if "service" in table:
+        checked.columns["service"] = _services(checked, table["service"])
     checked.transaction_ids = _ids(checked, table.get("transaction_id", (None,) * n))
     checked.accepted_at = _stamps(table.get(ACCEPTED_AT, (None,) * n))
     _required(checked, n)
@@ -317,7 +316,7 @@ def _required(checked: Checked, n: int) -> None:
 
 def reason(faults: dict[str, str]) -> str:
     """One sentence of a record's faults."""
-    return "; ".join(f"{name}: {what}" if name else what for name, what in faults.items())
+    return "; ".join(f"{name}: {what}" if name else what for name, what in sorted(faults.items()))
 
 
 def _parse(values: Sequence[bytes | None]) -> tuple[list[Any], dict[int, str]]:
