@@ -1,0 +1,336 @@
+"""The worker's parts: outputs of a batch, the bundle in use, and the stages' promise to the reader's filter."""
+
+import asyncio
+import random
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from aiokafka import TopicPartition
+from aiokafka.errors import CommitFailedError, IllegalStateError
+from prometheus_client import CollectorRegistry
+
+from fraudlib import manifest, worker
+from fraudlib.delivery import Deduplicator
+from fraudlib.errors import BundleError
+from fraudlib.kafka import NotSentError, OutcomeUnknownError
+from fraudlib.live_bundle import LiveBundle
+from fraudlib.outputs import ModelError, process
+from fraudlib.paths import CURRENT
+from fraudlib.settings import Settings
+from fraudlib.stages import Stages
+from fraudlib.telemetry import WorkerMetrics
+
+TRIP: dict[str, Any] = {"trip_distance": 2.5, "fare_amount": 12.5, "duration_minutes": 15}
+FIELDS = ["transaction_id", "anomaly_score", "threshold", "is_flagged", "reasons", "bundle_id"]
+FIELDS += ["src_partition", "src_offset", "scored_at"]
+
+
+class FareScorer:
+    """Scores a trip by its fare and flags from 100 USD on; `-1` has no score, `-2` breaks the model."""
+
+    threshold = 100.0
+
+    def __init__(self, bundle_id: str = "fares", broken: bool = False) -> None:
+        self.bundle_id, self.broken = bundle_id, broken
+
+    def score(self, columns: dict[str, Any]) -> Any:
+        """Scores of the columns."""
+        fares = columns["fare_amount"]
+        if self.broken or (fares == -2).any():
+            raise RuntimeError("the model broke")
+        flagged = fares >= self.threshold
+        reasons = {
+            int(row): [{"field": "fare_amount", "observed": fares[row], "expected": 14.1, "surprise": 9.0}]
+            for row in np.flatnonzero(flagged)
+        }
+        return SimpleNamespace(anomaly_score=np.where(fares == -1, np.nan, fares), is_flagged=flagged, reasons=reasons)
+
+
+def message(offset: int, value: Any, key: bytes | None = b"key", partition: int = 3) -> Any:
+    """A Kafka message."""
+    raw = value if isinstance(value, bytes) or value is None else orjson.dumps(value)
+    return SimpleNamespace(
+        topic="transactions", partition=partition, offset=offset, key=key, value=raw, timestamp=1_700_000_000_000
+    )
+
+
+def test_a_score_carries_the_contracts_fields() -> None:
+    """Every score says whose it is, what it is, by which bundle, and from where; the stamp passes through."""
+    stamp = "2026-11-24T07:00:00.123Z"
+    out = process([message(7, TRIP | {"transaction_id": "a", "accepted_at": stamp})], FareScorer())
+    ((key, value, _),) = out.scores[3]
+    score = orjson.loads(value or b"")
+    assert list(score) == [*FIELDS, "accepted_at"]
+    assert (key, score["transaction_id"], score["anomaly_score"]) == (b"a", "a", 12.5)
+    assert (score["src_partition"], score["src_offset"], score["accepted_at"]) == (3, 7, stamp)
+    assert (score["is_flagged"], score["reasons"], score["bundle_id"]) == (False, [], "fares")
+    assert out.alerts == {}
+
+
+def test_an_alert_is_the_score_and_the_trip() -> None:
+    """A flagged trip gives an alert with its reasons and the fields as received."""
+    trip = TRIP | {"fare_amount": 450.0, "PULocationID": 74}
+    out = process([message(7, trip)], FareScorer())
+    score, alert = orjson.loads(out.scores[3][0][1] or b""), orjson.loads(out.alerts[3][0][1] or b"")
+    assert score["is_flagged"] is True
+    assert score["reasons"] == [{"field": "fare_amount", "observed": 450.0, "expected": 14.1, "surprise": 9.0}]
+    assert alert == score | {"transaction": trip}
+    assert out.alert_fields == ["fare_amount"]
+
+
+def test_a_record_without_identity_gets_its_key_or_its_place() -> None:
+    """The message's key stands in where it can be an identity, else partition and offset."""
+    out = process([message(5, TRIP, b"trip-5"), message(6, TRIP, b"\xff"), message(7, TRIP, None)], FareScorer())
+    assert [row[0] for row in out.scores[3]] == [b"trip-5", b"3-6", b"3-7"]
+
+
+@pytest.mark.parametrize("poison", [b"\x00not json", b"", None, b"[]", TRIP | {"fare_amount": "x"}, {}])
+def test_poison_becomes_a_dead_letter(poison: Any) -> None:
+    """It keeps its key and bytes, says why and from where, and its neighbours are scored."""
+    out = process([message(1, TRIP), message(2, poison, b"poison"), message(3, TRIP)], FareScorer())
+    ((key, value, headers),) = out.dead_letters[3]
+    assert (key, value) == (b"poison", message(2, poison).value)
+    assert set(dict(headers)) == {"error", "reason", "src_topic", "src_partition", "src_offset", "failed_at"}
+    assert (dict(headers)["error"], dict(headers)["src_offset"]) == (b"SchemaError", b"2")
+    assert [orjson.loads(row[1] or b"")["src_offset"] for row in out.scores[3]] == [1, 3]
+
+
+@pytest.mark.parametrize("fare", [-1.0, -2.0])
+def test_a_record_that_the_model_fails_on_becomes_a_dead_letter(fare: float) -> None:
+    """No score, or an exception, is never an alert decision; only the one record is put aside."""
+    trips = [TRIP | {"fare_amount": f} for f in (10.0, 20.0, fare, 150.0, 30.0)]
+    out = process([message(i, trip) for i, trip in enumerate(trips)], FareScorer())
+    assert [dict(row[2])["src_offset"] for row in out.dead_letters[3]] == [b"2"]
+    assert out.causes == ["ScoreError"]
+    assert [orjson.loads(row[1] or b"")["anomaly_score"] for row in out.scores[3]] == [10, 20, 150, 30]
+    assert len(out.alerts[3]) == 1
+
+
+def test_a_model_that_fails_on_everything_stops_the_batch() -> None:
+    """The records are not to blame, so none is put aside."""
+    with pytest.raises(ModelError, match="fares fails on a plain trip too"):
+        process([message(1, TRIP), message(2, TRIP)], FareScorer(broken=True))
+
+
+# -- the bundle in use ------------------------------------------------------------------------------------------------
+
+
+def live(artifacts: Path, load: Any) -> tuple[LiveBundle, WorkerMetrics]:
+    """A LiveBundle with fresh metrics."""
+    metrics = WorkerMetrics(CollectorRegistry())
+    return LiveBundle(artifacts, load, metrics), metrics
+
+
+def load_by_name(folder: Path) -> FareScorer:
+    """A scorer named like the folder; one named bad must not serve."""
+    if folder.name == "bad":
+        raise BundleError(f"{folder}: it was altered")
+    if folder.name == "odd":
+        raise RuntimeError("size mismatch")
+    return FareScorer(folder.name)
+
+
+def point(artifacts: Path, name: str) -> None:
+    """Make a bundle current, whatever is in it."""
+    (artifacts / name).mkdir(exist_ok=True)
+    manifest.write_atomic(artifacts / CURRENT, name.encode())
+
+
+def test_no_bundle_at_start_names_the_folder_and_what_to_do(tmp_path: Path) -> None:
+    """A worker without a bundle does not start, before it talks to any broker."""
+    with pytest.raises(BundleError, match=rf"{tmp_path}.*pipelines retrain"):
+        worker.run(Settings(artifacts_dir=tmp_path, metrics_port=0, log_level="ERROR"), load_by_name)
+
+
+def test_a_new_bundle_is_picked_up_and_a_bad_one_refused(tmp_path: Path) -> None:
+    """Another current bundle serves soon; one that must not is counted, and the old one stays."""
+
+    async def scenario() -> list[str]:
+        bundle, metrics = live(tmp_path, load_by_name)
+        await bundle.load()
+        watching = asyncio.create_task(bundle.watch(0.01))
+        served = [bundle.scorer.bundle_id]
+        for name in ("second", "bad", "odd", "missing", "third"):
+            point(tmp_path, name)
+            if name == "missing":
+                (tmp_path / name).rmdir()
+            await asyncio.sleep(0.1)
+            served.append(bundle.scorer.bundle_id)
+        watching.cancel()
+        count = metrics.registry.get_sample_value
+        assert count("fraudlib_worker_reloads_total", {"outcome": "refused"}) == 3
+        assert count("fraudlib_worker_bundle_info", {"bundle_id": "third"}) == 1
+        assert count("fraudlib_worker_bundle_info", {"bundle_id": "first"}) is None
+        return served
+
+    point(tmp_path, "first")
+    assert asyncio.run(scenario()) == ["first", "second", "second", "second", "second", "third"]
+
+
+# -- the stages, on a log in memory that fails on purpose -------------------------------------------------------------
+
+
+class Log:
+    """Topics, committed offsets and owners of the partitions of a group, in memory."""
+
+    def __init__(self, partitions: int, messages: int, rng: random.Random) -> None:
+        self.rng = rng
+        self.topics: dict[tuple[str, int], list[Any]] = {}
+        self.committed: dict[TopicPartition, int] = {}
+        self.owner: dict[TopicPartition, object] = {}
+        self.input = {TopicPartition("transactions", p): self._messages(p, messages) for p in range(partitions)}
+
+    def _messages(self, partition: int, count: int) -> list[Any]:
+        kinds: list[Any] = [TRIP] * 8 + [TRIP | {"fare_amount": 200.0}] * 3 + [b"poison"]
+        return [message(i, self.rng.choice(kinds), b"%d-%d" % (partition, i), partition) for i in range(count)]
+
+    @property
+    def is_done(self) -> bool:
+        """Everything is committed."""
+        return all(self.committed.get(tp, 0) == len(messages) for tp, messages in self.input.items())
+
+
+class LogConsumer:
+    """What the stages use of a consumer."""
+
+    def __init__(self, log: Log) -> None:
+        self.log, self.positions = log, dict[TopicPartition, int]()
+
+    def assignment(self) -> set[TopicPartition]:
+        """Partitions that this member believes to own."""
+        return set(self.positions)
+
+    def seek(self, tp: TopicPartition, offset: int) -> None:
+        """Move."""
+        if tp not in self.positions:
+            raise IllegalStateError(tp)
+        self.positions[tp] = offset
+
+    async def getmany(self, timeout_ms: int, max_records: int) -> dict[TopicPartition, list[Any]]:
+        """Some next messages of some partitions."""
+        await asyncio.sleep(0.0005)
+        polled = {}
+        for tp, at in self.positions.items():
+            if found := self.log.input[tp][at : at + self.log.rng.randint(0, max_records)]:
+                polled[tp], self.positions[tp] = found, at + len(found)
+        return polled
+
+    async def commit(self, offsets: dict[TopicPartition, int]) -> None:
+        """Refused for a member that the group dropped."""
+        await asyncio.sleep(0.0005)
+        if any(self.log.owner.get(tp) is not self for tp in offsets):
+            raise CommitFailedError("not a member")
+        self.log.committed |= offsets
+
+    async def committed(self, tp: TopicPartition) -> int | None:
+        """Committed offset."""
+        await asyncio.sleep(0)
+        return self.log.committed.get(tp)
+
+    async def beginning_offsets(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
+        """Always 0."""
+        await asyncio.sleep(0)
+        return dict.fromkeys(partitions, 0)
+
+    def highwater(self, tp: TopicPartition) -> int:
+        """End of the partition."""
+        return len(self.log.input[tp])
+
+
+class LogPublisher:
+    """A publisher that loses requests, loses answers and stops half-way."""
+
+    def __init__(self, log: Log) -> None:
+        self.log = log
+
+    async def send_rows(self, topic: str, partition: int, rows: list[Any]) -> None:
+        """Append, or fail in one of the ways that a broker does."""
+        fate, written = self.log.rng.random(), len(rows)
+        await asyncio.sleep(self.log.rng.choice([0, 0.0005, 0.002]))
+        if fate < 0.1:
+            written = self.log.rng.randint(0, len(rows))
+        self.log.topics.setdefault((topic, partition), []).extend(rows[:written])
+        if fate < 0.05:
+            raise NotSentError("lost on the way there")
+        if fate < 0.15:
+            raise OutcomeUnknownError("lost on the way back")
+
+
+async def one_worker(log: Log, stopping: asyncio.Event) -> tuple[Stages, LogConsumer, list["asyncio.Task[Any]"]]:
+    """Stages on the log, running."""
+    consumer, metrics = LogConsumer(log), WorkerMetrics(CollectorRegistry())
+    bundle = SimpleNamespace(scorer=FareScorer())
+
+    async def reconnect() -> bool:
+        await asyncio.sleep(0.001)
+        return True
+
+    stages = Stages(
+        Settings(batch_max_records=9, batch_wait_ms=0),
+        consumer,
+        LogPublisher(log),  # type: ignore[arg-type]
+        bundle,  # type: ignore[arg-type]
+        ThreadPoolExecutor(1),
+        metrics,
+        reconnect,
+        stopping,
+    )
+    parts: list[Coroutine[Any, Any, None]] = [stages.fetch(), stages.score(), stages.publish()]
+    return stages, consumer, [asyncio.create_task(part) for part in (*parts, stages.commit_when_due())]
+
+
+async def move(log: Log, old: tuple[Stages, LogConsumer] | None, new: tuple[Stages, LogConsumer], warn: bool) -> None:
+    """Give all partitions to another member; without a warning, the old one goes on like a zombie."""
+    if old and warn:
+        await old[0].on_partitions_revoked(old[1].assignment())
+        old[1].positions.clear()
+    stages, consumer = new
+    if consumer.positions:
+        await stages.on_partitions_revoked(consumer.assignment())
+    log.owner = dict.fromkeys(log.input, consumer)
+    consumer.positions = {tp: log.committed.get(tp, 0) for tp in log.input}
+    await stages.on_partitions_assigned(set(log.input))
+
+
+async def chaos(seed: int) -> Log:
+    """Two workers, failing sends, partitions that change hands with and without a warning, until all is committed."""
+    rng = random.Random(seed)
+    log, stopping = Log(2, 150, rng), asyncio.Event()
+    members = [await one_worker(log, stopping) for _ in range(2)]
+    owner = 0
+    await move(log, None, members[0][:2], warn=True)
+    async with asyncio.timeout(20):
+        while not log.is_done:
+            await asyncio.sleep(rng.uniform(0.005, 0.05))
+            old, owner = members[owner][:2], rng.choice([owner, 1 - owner])
+            if rng.random() < 0.6:
+                await move(log, old, members[owner][:2], warn=rng.random() < 0.5)
+        stopping.set()
+        for _, _, tasks in members:
+            await asyncio.gather(*tasks[:3])
+            tasks[3].cancel()
+    return log
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_behind_the_filter_everything_is_there_once(seed: int) -> None:
+    """Through lost requests, lost answers, rebalances and zombies, a reader with the filter sees each output once."""
+    log = asyncio.run(chaos(seed))
+    for tp, messages in log.input.items():
+        poison = {m.offset for m in messages if m.value == b"poison"}
+        flagged = [m.offset for m in messages if b"200.0" in m.value]
+        for topic, expected in (
+            ("scores", [m.offset for m in messages if m.offset not in poison]),
+            ("alerts", flagged),
+        ):
+            is_fresh = Deduplicator()
+            places = [orjson.loads(row[1])["src_offset"] for row in log.topics[topic, tp.partition]]
+            assert [at for at in places if is_fresh(tp.partition, at)] == expected
+        dead = log.topics.get(("transactions.dlq", tp.partition), [])
+        assert {int(dict(row[2])["src_offset"]) for row in dead} == poison
