@@ -53,7 +53,7 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.group()
 def main() -> None:
     """Run the notebooks as a production line. Results go to stdout, everything else to stderr."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%F %T", stream=sys.stderr)
     logging.getLogger("apscheduler").setLevel(logging.WARNING)
 
 

@@ -1,5 +1,6 @@
 """The pipeline runs the notebooks in order, keeps what they showed, and publishes only what passed the gate."""
 
+import ast
 import json
 import os
 import signal
@@ -301,3 +302,13 @@ def test_the_committed_parameter_files_fit_the_notebooks(name: str) -> None:
     known = parameters.merge([parameters.declared(path) for path in REAL])
     given = parameters.read(paths.root() / "pipelines" / "params" / f"{name}.yaml")
     assert parameters.resolve(known, given).keys() >= given.keys()
+
+
+@pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem)
+def test_papermill_sees_every_parameter_that_python_sees(path: Path) -> None:
+    """Papermill drops a line with a second equals sign, even in its comment; such a parameter could not be set."""
+    cells = [c for c in json.loads(path.read_text())["cells"] if "parameters" in c["metadata"].get("tags", [])]
+    assert len(cells) == 1
+    names = [node.target.id for node in ast.parse("".join(cells[0]["source"])).body]
+    assert names == list(parameters.declared(path))
+    assert {"run_dir"} <= set(names)
