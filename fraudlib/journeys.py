@@ -97,11 +97,11 @@ def habits_of(service: str, month: str) -> Habits:
         app = 0.0 if month < "2019-07" else 0.008
         return Habits(0.0205, app, 0.0, 0.004, 0.026, 0.0022, 0.0008, 0.345, 0.73, 0.036, 0.0, 0.0, toll)
     if month < "2023-01":
-        return Habits(0.0165, 0.103, 0.021, 0.042, 0.0025, 0.0005, 0.0009, 0.137, 0.63, 0.083, 0.0, 0.0, toll)
+        return Habits(0.0140, 0.103, 0.021, 0.042, 0.0025, 0.0005, 0.0009, 0.137, 0.63, 0.083, 0.0, 0.0, toll)
     since = float((np.datetime64(month, "M") - np.datetime64("2023-01", "M")).astype(np.int64))
     late, late_fee = 0.03 * max(0.03, 1.0 - since / 3.2), max(0.003, 0.069 - 0.0122 * since)
     agreed = min(0.024 + 0.0025 * since, 0.05)
-    return Habits(0.0165, 0.07, 0.0205, agreed, 0.0027, 0.0007, 0.001, 0.124, 0.665, 0.08, late, late_fee, toll)
+    return Habits(0.0140, 0.07, 0.0205, agreed, 0.0027, 0.0007, 0.001, 0.124, 0.665, 0.08, late, late_fee, toll)
 
 
 @lru_cache(maxsize=2)
@@ -205,7 +205,7 @@ class Journeys:
     def _where(self) -> tuple[Ints, Ints, Bools]:
         u = self.u()
         start, end = np.zeros(self.n, dtype=np.int64), np.zeros(self.n, dtype=np.int64)
-        reach = 1.25 if self.service == "green" else 2.2
+        reach = 1.15 if self.service == "green" else 2.2
         for evenness, miles, kinds in (
             (0.0, reach, (0, 1, 5, 6, 7)),
             (0.35, 5.5, (APP, AGREED)),
@@ -219,16 +219,17 @@ class Journeys:
         end = np.select([self.is_kind(kind) for kind in (JFK_FLAT, NEWARK, SUBURB)], places, end)
         # Never left: stopped at once, an agreed fare entered at the end, or the wrong button.
         instant = self.chance(_row("0 1 0 0 .41 .26 .38 0")[self.kind])
-        stays = np.where(self.is_kind(AGREED), np.where(instant, 0.74, 0.13), np.where(instant, 0.82, 0.0))
-        end = np.where(self.chance(stays), start, end)
-        nowhere = self.is_kind(AGREED) & instant & self.chance(0.29)
-        return np.where(nowhere, UNKNOWN, start), np.where(nowhere, UNKNOWN, end), instant
+        stays = np.where(self.is_kind(AGREED), np.where(instant, 1.0, 0.15), np.where(instant, 0.75, 0.0))
+        far = self.is_kind(ABORTED) & (self.city.miles[start, end] > 1.3)
+        end = np.where(self.chance(stays) | far, start, end)
+        lost = np.where(self.is_kind(AGREED) & instant, self.u(), 1.0)
+        return np.where(lost < 0.07, UNKNOWN, start), np.where(lost < 0.29, UNKNOWN, end), instant
 
     def _how_far(self) -> tuple[Floats, Floats]:
         same = self.start == self.end
         usual = self.city.miles[self.start, self.end] * np.where(self.is_kind(NEWARK), 1.3, 1.0)
         usual = np.where(self.is_kind(SUBURB), 14.0 * np.exp(0.5 * self.normal()), usual)
-        spread = np.where(same, 0.385, np.minimum(0.297 * usual**-0.8, 0.36))
+        spread = np.where(same, 0.36, np.minimum(0.265 * usual**-0.8, 0.32))
         ratio = spread * self.heavy(4, -6.0, 7.0)
         ratio = np.where(same & (ratio < 0), 0.75 * ratio, ratio)
         ratio += (same & self.chance(0.06)) * self.rng.exponential(0.9, self.n)  # there and back
@@ -236,7 +237,7 @@ class Journeys:
         slope = np.interp(usual, [1.25, 2.0, 3.2, 6.0, 12.0], [0.86, 0.80, 0.61, 0.44, 0.33])
         week = np.where(self.weekend, _SLOW["weekend"][self.hour], _SLOW["weekday"][self.hour])
         slow = week if self.service == "green" else _SLOW["yellow"][self.hour]
-        noise = np.where(usual < 1.5, 0.21, 0.19) * self.heavy(6, -4.5, 6.0)
+        noise = np.where(usual < 1.5, 0.185, 0.17) * self.heavy(7, -3.5, 6.0)
         minutes = 60.0 * usual / self.city.mph[self.start, self.end] * np.exp(slow / 1000 + slope * ratio + noise)
         minutes *= _row("1.03 1 1.1 1.35 1.03 1.15 1 1")[self.kind]
         minutes += self.chance(0.025) * self.rng.exponential(25.0, self.n)  # a stop on the way
@@ -283,14 +284,14 @@ class Journeys:
         miles = np.where(lost, 0.0, self.miles)
         speed = 60.0 * self.miles / np.maximum(self.minutes, 1 / 60)
         fast = np.clip((speed - 6.0) / 10.0, 0.0, 1.0) * np.clip((45.0 - speed) / 25.0, 0.0, 1.0)
-        noise = (np.where(first, 0.07, 0.042) + 0.03 * fast) * self.normal()
-        noise -= self.chance(0.08 + 0.10 * fast) * self.rng.exponential(0.06 + 0.06 * fast)
+        noise = (np.where(first, 0.058, 0.031) + 0.02 * fast) * self.normal()
+        noise -= self.chance(0.06 + 0.08 * fast) * self.rng.exponential(0.05 + 0.035 * fast)
         part = np.interp(speed, _MPH, _SLOW_PART) + noise - np.where(first, 0.03, 0.0)
         part = np.where(lost, 0.985, np.clip(part, -0.45, 0.97))
         units = np.floor(np.maximum(5.0 * miles + part * self.minutes, 0.0))
         most = np.floor(5.0 * np.where(lost, 0.0, self.shown_miles) + self.minutes)
         units = np.where(self.is_kind(METERED), np.minimum(units, most), units)
-        units += (self.is_kind(ABORTED) & self.chance(0.05)) * np.floor(self.rng.exponential(12.0, self.n))
+        units += (self.is_kind(ABORTED) & self.chance(np.where(first, 0.14, 0.01))) * np.floor(10.0 + 20.0 * self.u())
         units *= 1.0 + np.where(self.is_kind(SUBURB), 0.75 * self.u(), 0.0)  # double rate outside the city
         return self._rate("base") + self._rate("per_minute") * np.round(units)
 
@@ -316,10 +317,11 @@ class Journeys:
         return np.clip(fare, least, np.where(new, 110.0, 90.0))
 
     def _congestion(self) -> Bools:
-        touch = np.maximum(self.city.congested[self.start], self.city.congested[self.end])
+        touch = np.maximum(self.city.congested_start[self.start], self.city.congested_end[self.end])
         north, south = self.city.borough == "manhattan", self.city.borough == "brooklyn"
         through = (north[self.start] & south[self.end]) | (south[self.start] & north[self.end])
-        chance = np.where(through, 0.9, touch) * _row("1 .6 1 .01 .3 .013 0 .03")[self.kind]
+        chance = np.where(through, 0.9, touch) * _row("1 .8 1 .01 .35 .013 0 .03")[self.kind]
+        chance *= np.where(self.is_kind(AGREED) & self.instant, 0.005, 1.0)
         return self.chance(chance) & (self.pickup >= CONGESTION_START)
 
     def _extras(self) -> Floats:
@@ -338,7 +340,7 @@ class Journeys:
         usual = self.city.toll[self.start, self.end]
         kinds = [self.is_kind(kind) for kind in (JFK_FLAT, NEWARK, SUBURB, ABORTED, AGREED)]
         jfk, newark = np.where(instant, 0.07, 0.978), np.where(instant, 0.02, 0.9)
-        agreed = usual * np.where(instant, 0.05, 0.8)
+        agreed = usual * np.where(instant, 0.0, 0.8)
         chance = np.select(kinds, [jfk, newark, np.full(self.n, 0.15), 0.1 * usual, agreed], usual)
         bronx = self.city.borough == "bronx"
         henry_hudson = (bronx[self.start] ^ bronx[self.end]) & (chance < 0.9)
@@ -347,14 +349,16 @@ class Journeys:
         other = self.pick(others, _row("5 4 3 1 2 1"))
         hudson = np.where(self.chance(0.45), 14.75, 12.75)
         amount = np.where(self.is_kind(NEWARK), hudson, amount)
-        amount = np.where(self.chance(0.045) & ~self.is_kind(JFK_FLAT), other, amount)
+        amount = np.where(self.chance(0.02) & ~self.is_kind(JFK_FLAT), other, amount)
         return np.where(self.chance(chance), np.round(amount, 2), 0.0)
 
     def _payments(self) -> Ints:
         first, metered, aborted = self.vendor == 1, self.is_kind(METERED), self.is_kind(ABORTED)
         card = np.array([self.habits.card, 0.25, 1.0, 0.97, 0.52, 0.60, 0.51, 0.48])[self.kind]
-        cases = [self.is_kind(AGREED) & self.instant, self.is_kind(JFK_FLAT) & self.instant, aborted & first]
-        card = np.select(cases, [np.full(self.n, p) for p in (0.88, 0.12, 0.17)], card)
+        cases = [self.is_kind(AGREED) & self.instant, self.is_kind(JFK_FLAT) & self.instant, aborted]
+        stopped = np.select([self.shown_miles == 0, self.fare <= self._rate("base")], [0.31, 0.06], 0.40)
+        stopped *= np.where(first, 0.55, 1.0)
+        card = np.select(cases, [np.full(self.n, 0.88), np.full(self.n, 0.12), stopped], card)
         card = np.where(metered & first, card - 0.03, card)
         free = np.where(first, 0.012, 0.0004) * metered + np.where(first, 0.22, 0.012) * aborted
         free += 0.008 * self.is_kind(AGREED)

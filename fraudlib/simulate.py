@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from fraudlib.errors import FraudError, ParameterError
-from fraudlib.journeys import ABORTED, AGREED, APP, LIVERY, METERED, NEWARK, Bools, Floats, Ints, Journeys
+from fraudlib.journeys import ABORTED, AGREED, APP, LIVERY, METERED, NEWARK, SUBURB, Bools, Floats, Ints, Journeys
 from fraudlib.schema import SERVICES
 from fraudlib.tariff import CONGESTION_USD, rate
 from fraudlib.trips import SIMULATED_KEY
@@ -60,13 +60,14 @@ def _terminal_tip(trips: Journeys, due: Floats) -> Floats:
     percent = np.select([way < 0.525, way < 0.643], [0.20, 0.25], 0.30)
     pressed = np.floor(due * percent / step + bias) * step
     modest, lavish = np.maximum(due, 6.0) * 0.12 * np.exp(0.45 * trips.normal()), 4.0 * np.exp(0.9 * trips.normal())
-    whole = np.maximum(np.round(np.where(trips.chance(0.12), lavish, modest)), 1.0)
+    whole = np.maximum(np.round(np.where(trips.chance(0.06), lavish, modest)), 1.0)
     tip = np.select([way < 0.70, way < 0.89], [pressed, whole], _own_tip(trips, due))
-    tip = np.where(trips.chance(0.012), np.round(due * (0.3 + 0.3 * trips.u()), 2), tip)
-    tip = np.where(trips.chance(0.003), np.round(8.0 + 60.0 * trips.u() ** 3), tip)
+    tip = np.where(trips.chance(0.004), np.round(due * (0.3 + 0.3 * trips.u())), tip)
+    tip = np.where(trips.is_kind(ABORTED) & trips.chance(0.15), np.round(2.0 + lavish), tip)
+    tip = np.where(trips.chance(0.0012), np.round(8.0 + 60.0 * trips.u() ** 3), tip)
     none = trips.habits.tipless * np.interp(due, [5, 8, 10, 15, 30, 60], [1.9, 1.7, 1.3, 1.0, 0.8, 1.0])
     kinds = [trips.is_kind(LIVERY), trips.is_kind(AGREED), trips.is_kind(ABORTED)]
-    shares = [np.full(trips.n, 0.988), np.where(trips.instant, 0.47, 0.31), np.full(trips.n, 0.45)]
+    shares = [np.full(trips.n, 0.988), np.where(trips.instant, 0.47, 0.31), np.full(trips.n, 0.16)]
     none = np.select(kinds, shares, none + np.where(first, 0.025, 0.0))
     return np.where((trips.payment == 1) & ~trips.chance(none), np.round(tip, 2), 0.0)
 
@@ -83,11 +84,12 @@ def _charges(trips: Journeys, dispatched: Bools) -> Columns:
     """Money columns: the total is what was due; what the columns repeat of it depends on the provider."""
     app, livery, first = trips.is_kind(APP), trips.is_kind(LIVERY), trips.vendor == 1
     bare = (livery & trips.chance(0.108)) | (first & dispatched)
-    odd = first & trips.is_kind(METERED) & trips.chance(0.005)
+    odd = first & trips.is_kind(METERED) & trips.chance(0.006)
     fee = np.where(trips.old_fee, 0.3, rate("improvement", trips.tariff))
     fee = np.where(bare | odd, 0.0, fee)
-    hailed = trips.is_kind(AGREED) & ~dispatched & ~first & trips.chance(0.5)
-    untaxed = trips.is_kind(NEWARK) | dispatched | bare | hailed | (app & ~first)
+    outside = trips.is_kind(AGREED) & (first | trips.chance(0.87))
+    outside |= trips.is_kind(NEWARK) | (trips.is_kind(SUBURB) & trips.chance(0.11))
+    untaxed = outside | dispatched | bare | (app & ~first)
     mta = np.where(untaxed, 0.0, rate("mta_tax", trips.tariff))
     congestion = np.where(trips.congestion, CONGESTION_USD[trips.service], 0.0)
     due = trips.fare + trips.extra + mta + trips.tolls + fee + congestion
@@ -160,7 +162,7 @@ def _records(trips: Journeys) -> Columns:
 def _with_voids(trips: Journeys, records: Columns, count: int) -> Columns:
     """Append `count` voids: negative twins of vendor 2's trips, most of them aborted, a few without their positive."""
     kinds = [trips.is_kind(ABORTED), trips.is_kind(AGREED) & trips.instant, trips.is_kind(METERED)]
-    weight = np.select(kinds, [1.0, 0.06, 0.0004], 0.0) * (trips.vendor == 2)
+    weight = np.select(kinds, [1.0, 0.06, 0.0004], 0.0) * (trips.vendor == 2) * np.where(trips.payment == 1, 0.1, 1.0)
     voided = np.argsort(np.log(1.0 - trips.u()) / np.maximum(weight, 1e-12), kind="stable")[::-1][:count]
     records["payment_type"][voided] = trips.pick(np.array([3.0, 4.0, 2.0]), np.array([0.745, 0.235, 0.02]))[voided]
     twins = {name: values[voided] for name, values in records.items()}
