@@ -21,11 +21,11 @@ SAMPLE := data/sample/green_tripdata_2023-05.parquet
 NOTEBOOKS := $(sort $(wildcard notebooks/0[1-4]_*.ipynb))
 PIP := -m pip --disable-pip-version-check install -qq $(PIP_ARGS)
 
-# Transport of the kernels stays plain TCP on this machine; encryption quiets their warning about it.
-EXECUTE := jupyter-nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
+# What differs from run to run stays out of the kept outputs: times, widgets of progress bars, kernel warnings.
+EXECUTE := TQDM_DISABLE=1 $(BIN)/jupyter-nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
 	--KernelManager.transport_encryption=auto --log-level=WARN
-STRIP := nbstripout --keep-output --keep-count --extra-keys \
-	"metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info.version"
+STRIP := $(BIN)/nbstripout --keep-output --keep-count --extra-keys \
+	"metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.widgets metadata.language_info.version"
 
 export JUPYTER_PREFER_ENV_PATH := 1
 
@@ -66,8 +66,8 @@ retrain: $(READY)  ## run notebooks 01 to 04 and promote what passes; ARGS="--pa
 	@exec $(BIN)/python -m pipelines retrain $(ARGS)
 
 notebooks: $(READY)  ## run notebooks 01 to 04 on the sample in place and keep their outputs
-	$(BIN)/$(EXECUTE) $(NOTEBOOKS)
-	$(BIN)/$(STRIP) $(NOTEBOOKS)
+	$(EXECUTE) $(NOTEBOOKS)
+	$(STRIP) $(NOTEBOOKS)
 
 bench: $(READY)  ## measure on this machine: a file scored, then trips streamed through every service
 	@$(BIN)/fraudlib score $(SAMPLE) $(shell mktemp -d)/scores.parquet

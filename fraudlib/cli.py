@@ -52,6 +52,16 @@ def _bar(total: int | None, unit: str, description: str) -> Iterator["tqdm[NoRet
         yield bar
 
 
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM end the work as Ctrl-C does, so that half-written files are cleared away."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @click.group(help=HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="fraudlib", message="%(prog)s %(version)s")
 def cli() -> None:
@@ -103,8 +113,11 @@ def broker() -> int:
       FRAUDLIB_BROKER_PORT=19092 fraudlib broker
     """
     from fraudlib.broker import run
+    from fraudlib.telemetry import configure_logging
 
-    return run(_settings())
+    settings = _settings()
+    configure_logging("broker", settings.log_level)
+    return run(settings)
 
 
 @cli.command()
@@ -130,8 +143,7 @@ def score(source: Path, output: Path, bundle: Path | None, as_json: bool) -> Non
     scorefile.check_paths(source, output)
     total = scorefile.total_rows(source)
     scorer = _load_scorer(bundle)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with _bar(total, "trip", "scoring") as bar:
+    with _sigterm_interrupts(), _bar(total, "trip", "scoring") as bar:
         summary = scorefile.score_file(source, output, scorer, bar.update)
     click.echo(_json(summary.as_json()) if as_json else f"{summary}: {output}")
 
@@ -181,7 +193,7 @@ def replay(
     if topic and url:
         raise click.UsageError("--to names an API and --topic goes past it: give one of them.")
     settings = _settings()
-    with _bar(limit, "trip", "sending") as bar:
+    with _sigterm_interrupts(), _bar(limit, "trip", "sending") as bar:
         wait: dict[str, Any] = {"on_wait": bar.set_postfix_str}
         sender = TopicSender(settings, **wait) if topic else HttpSender(url or _api_url(settings), **wait)
         plan = sending.Plan(source, rate=rate, limit=limit, fraud=fraud, seed=seed)

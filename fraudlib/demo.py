@@ -1,6 +1,7 @@
 """The whole way on one machine: train, start the stack, send trips with planted fraud, show the alerts."""
 
 import asyncio
+import itertools
 import json
 import os
 import secrets
@@ -138,6 +139,7 @@ class Reader:
             TOPIC_DEAD_LETTERS,
             bootstrap_servers=settings.kafka_bootstrap_servers,
             auto_offset_reset="earliest",
+            fetch_max_wait_ms=settings.fetch_wait_ms,
             enable_auto_commit=False,
         )
 
@@ -164,21 +166,15 @@ class Reader:
             self._screen.alert(content)
 
 
-async def stream(
-    stack: Stack,
-    traffic: Traffic,
-    reader: Reader,
-    screen: Screen,
-    tally: Tally,
-    seconds: float | None,
-    interrupts: Interrupts,
-) -> None:
+async def stream(stack: Stack, traffic: Traffic, tally: Tally, seconds: float | None, interrupts: Interrupts) -> None:
     """Let the traffic run until the time is up or an end is asked for, then wait for the outstanding scores."""
+    screen = Screen(tally)
+    reader = Reader(stack.settings, tally, screen)
     await reader.consumer.start()
     try:
-        end = time.monotonic() + seconds if seconds else float("inf")
-        traffic.start()
+        end = time.monotonic() + (seconds or float("inf"))
         next_check = 0.0
+        traffic.start()
         while time.monotonic() < end and not interrupts.asked:
             await reader.read()
             screen.counts()
@@ -218,6 +214,7 @@ def run(options: Options) -> int:
     prefix = f"demo-{secrets.token_hex(3)}-"
     click.echo("fraudlib demo: simulated trips with planted fraud, no real payments")
     waves = sample_waves(sample, options.fraud, options.seed, prefix)
+    waves = itertools.chain([next(waves)], waves)
     with Stack(settings, folder) as stack:
         ensure_bundle(stack, folder)
         for name, took in stack.start("broker", "api", "worker"):
@@ -227,10 +224,8 @@ def run(options: Options) -> int:
         how = f"for {options.seconds:g} s" if options.seconds else "until Ctrl-C"
         click.echo(f"stream   {options.rate:g} trips a second, {options.fraud:.1%} of them planted fraud, {how}\n")
         tally = Tally(prefix)
-        screen = Screen(tally)
         interrupts.gentle = True
-        traffic = Traffic(waves, url, options.rate, tally)
-        asyncio.run(stream(stack, traffic, Reader(settings, tally, screen), screen, tally, options.seconds, interrupts))
+        asyncio.run(stream(stack, Traffic(waves, url, options.rate, tally), tally, options.seconds, interrupts))
         click.echo(f"\n{tally}")
         click.echo("stopping broker, API and worker")
     if options.seconds:

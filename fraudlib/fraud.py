@@ -485,7 +485,8 @@ def plant(columns: Columns, share: float, seed: int, kinds: Sequence[str] = LIST
 
 
 def corrupt(columns: Columns, share: float, seed: int) -> Planted:
-    """Generic corruption: a few random fields of a trip scaled, swapped with another trip's, or padded.
+    """Generic corruption, in equal parts: a few random fields of a trip scaled, padded or swapped with another trip's;
+    several fields at once from one other trip; a code set at random together with a corrupted amount.
 
     Half of the time the total is added up again. What nobody listed looks a little like this, so a head that is taught
     with it keeps an eye open for the unknown. Arguments as for `plant`; every corrupted row has `kind` "corrupted".
@@ -495,22 +496,25 @@ def corrupt(columns: Columns, share: float, seed: int) -> Planted:
     chosen = np.sort(rng.choice(n, max(1, round(n * share)), replace=False))
     part = take(columns, chosen)
     m = len(chosen)
-    before = {field: _field(part, field).copy() for field in _CORRUPTED}
-    repeats = rng.choice([1, 2, 3], m, p=[0.5, 0.35, 0.15])
-    picks = np.argsort(rng.random((m, len(_CORRUPTED))), axis=1).argsort(axis=1) < repeats[:, None]
+    donor = rng.permutation(m)
+    mode = rng.integers(0, 3, m)
+    picks = _picks(mode, rng)
     readd = rng.random(m) < 0.5
+    before = {field: _field(part, field).copy() for field in _CORRUPTED}
+    total = before["total_amount"].copy()
     for j, field in enumerate(_CORRUPTED):
-        value = before[field]
-        changed = _corrupt_value(field, value, rng)
-        value = np.where(picks[:, j] & ~np.isnan(value), changed, value)
-        if field == "duration_minutes":
+        old = before[field]
+        new = np.where(mode == 1, old[donor], _corrupt_value(field, old, rng))
+        value = np.where(picks[:, j] & ~np.isnan(old) & ~np.isnan(new), new, old)
+        if field == "total_amount":
+            total = np.where(picks[:, j], value, total)
+        elif field == "duration_minutes":
             _set_minutes(part, value)
-        elif field in _ADDED:
-            total = _number(part, "total_amount")
-            part["total_amount"] = _cents(np.where(readd, total + np.nan_to_num(value - before[field]), total))
-            part[field] = value
         else:
             part[field] = value
+        if field in _ADDED:
+            total = np.where(readd, total + np.nan_to_num(value - old), total)
+    part["total_amount"] = _cents(total)
     out = {name: values.copy() for name, values in columns.items()}
     for column, values in part.items():
         out[column][chosen] = values
@@ -519,7 +523,20 @@ def corrupt(columns: Columns, share: float, seed: int) -> Planted:
     return Planted(out, label, np.where(label, "corrupted", ""), changed_by)
 
 
-_CORRUPTED: Final = (*AMOUNT_FIELDS[:-1], "total_amount", "rate_code_id", "payment_type", "dropoff_location_id")
+def _picks(mode: NDArray[np.int64], rng: Rng) -> Bools:
+    """Which fields of which row are corrupted, (m, fields): one to three, two to six, or a code and one or two more."""
+    m, k = len(mode), len(_CORRUPTED)
+    few, many = rng.choice([1, 2, 3], m, p=[0.5, 0.35, 0.15]), rng.integers(2, 7, m)
+    count = np.select([mode == 0, mode == 1], [few, many], rng.choice([1, 2], m))
+    picks = rng.random((m, k)).argsort(axis=1).argsort(axis=1) < count[:, None]
+    code = np.where(rng.random(m) < 0.75, _CORRUPTED.index("rate_code_id"), _CORRUPTED.index("payment_type"))
+    coded = np.flatnonzero(mode == 2)
+    picks[coded, code[coded]] = True
+    picks[coded, _CORRUPTED.index("fare_amount")] |= rng.random(len(coded)) < 0.6
+    return np.asarray(picks)
+
+
+_CORRUPTED: Final = (*AMOUNT_FIELDS[:-1], "rate_code_id", "payment_type", "dropoff_location_id", "total_amount")
 
 
 def _field(rows: Columns, field: str) -> Array:

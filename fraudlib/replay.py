@@ -133,16 +133,16 @@ class Wave:
         return Wave(self.ids[start:stop], self.records[start:stop], self.kinds[start:stop])
 
 
-def wave(columns: Mapping[str, NDArray[Any]], ids: list[str], share: float, seed: int) -> Wave:
-    """Trips of n rows as a wave, with fraud planted into a share of them."""
-    kinds = [""] * len(ids)
+def plant(columns: Mapping[str, NDArray[Any]], share: float, seed: int) -> tuple[Mapping[str, NDArray[Any]], list[str]]:
+    """Trips of n rows with fraud planted into a share of them, and the kind of each row, "" where honest."""
+    n = len(columns["trip_distance"])
+    frauds = round(share * n)
+    if not frauds:
+        return columns, [""] * n
     # Each kind is planted at least once, so that a short input takes fewer kinds or its share would be exceeded.
-    frauds = round(share * len(ids))
-    if frauds:
-        order = np.random.default_rng(seed).permutation(len(fraud.LISTED))[:frauds]
-        planted = fraud.plant(columns, share, seed, [fraud.LISTED[i] for i in sorted(order)])
-        columns, kinds = planted.columns, planted.kind.tolist()
-    return Wave(ids, encode(columns, ids), kinds)
+    order = np.random.default_rng(seed).permutation(len(fraud.LISTED))[:frauds]
+    planted = fraud.plant(columns, share, seed, [fraud.LISTED[i] for i in sorted(order)])
+    return planted.columns, planted.kind.tolist()
 
 
 def waves(plan: Plan) -> Iterator[Wave]:
@@ -153,7 +153,8 @@ def waves(plan: Plan) -> Iterator[Wave]:
         if plan.limit is not None:
             batch = batch.slice(0, plan.limit - row)
         ids = [f"{name}-{i}" for i in range(row, row + batch.num_rows)]
-        yield wave(trips.to_columns(batch), ids, plan.fraud, plan.seed + row)
+        columns, kinds = plant(trips.to_columns(batch), plan.fraud, plan.seed + row)
+        yield Wave(ids, encode(columns, ids), kinds)
         row += batch.num_rows
         if row == plan.limit:
             return

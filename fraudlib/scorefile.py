@@ -68,7 +68,12 @@ def is_simulated(source: Path) -> bool:
 
 def total_rows(source: Path) -> int | None:
     """Rows of a parquet file, None where counting them would mean to read the input."""
-    return pq.read_metadata(source).num_rows if source.suffix.lower() == ".parquet" else None
+    if source.is_dir() or source.suffix.lower() != ".parquet":
+        return None
+    try:
+        return int(pq.read_metadata(source).num_rows)
+    except pa.ArrowInvalid:
+        return None  # the reader says what is wrong with the file
 
 
 def check_paths(source: Path, output: Path) -> None:
@@ -92,7 +97,7 @@ def check_paths(source: Path, output: Path) -> None:
         raise DataError(f"{output}: its folder {folder} is not writable for you; name another output")
 
 
-def chunks(batches: Iterable[pa.RecordBatch], rows: int = CHUNK_ROWS) -> Iterator[pa.Table]:
+def chunks(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
     """Batches of any size as tables of about `rows` rows, in order; empty batches vanish."""
     held: list[pa.RecordBatch] = []
     count = 0
@@ -164,7 +169,7 @@ def score_file(source: Path, output: Path, scorer: "Scorer", progress: Callable[
     partial = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
         with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
-            for chunk in chunks(trips.batches(source, CHUNK_ROWS)):
+            for chunk in chunks(trips.batches(source, CHUNK_ROWS), CHUNK_ROWS):
                 scores = scorer.score(trips.to_columns(chunk))
                 writer.write_table(scored(rows, scores, scorer.threshold))
                 rows += chunk.num_rows

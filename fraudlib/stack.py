@@ -19,7 +19,6 @@ from fraudlib.settings import Settings
 START_SECONDS: Final = {"broker": 20.0, "api": 30.0, "worker": 60.0}
 # The worker and the API drain within 15 s by contract; the broker goes last, as both need it to drain.
 STOP_SECONDS: Final = 16.0
-STOP_ORDER: Final = ("worker", "api", "broker")
 LOG_LINES: Final = 12
 
 
@@ -105,8 +104,8 @@ class Stack:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            for name in STOP_ORDER:
-                self.stop(name)
+            self.stop("worker", "api")
+            self.stop("broker")
         finally:
             # Also where the loop was cut short by a second Ctrl-C: what is left goes with the group.
             with contextlib.suppress(ProcessLookupError):
@@ -167,16 +166,18 @@ class Stack:
             if (code := child.poll()) is not None:
                 raise ServiceError(f"fraudlib {name} ended with exit code {code}; {self._last_lines(name)}")
 
-    def stop(self, name: str) -> None:
-        """Drain one service by SIGTERM, by SIGKILL where it takes too long."""
-        if (child := self.running.get(name)) is None or child.poll() is not None:
-            return
-        child.terminate()
-        try:
-            child.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+    def stop(self, *names: str) -> None:
+        """Drain services side by side by SIGTERM, by SIGKILL where one takes too long."""
+        children = [self.running[name] for name in names if name in self.running]
+        for child in children:
+            child.terminate()
+        end = time.monotonic() + STOP_SECONDS
+        for child in children:
+            try:
+                child.wait(max(0.0, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
 
     @property
     def url(self) -> str:

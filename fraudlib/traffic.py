@@ -5,20 +5,27 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event, Thread
+from typing import Final
 
 from fraudlib import replay, trips
-from fraudlib.errors import FraudError
 from fraudlib.senders import HttpSender
 from fraudlib.tally import Tally
+
+WAVE_TRIPS: Final = 1000
 
 
 def sample_waves(folder: Path, share: float, seed: int, prefix: str) -> Iterator[replay.Wave]:
     """The sample's trips again and again, each time with other frauds planted and new ids."""
-    columns = trips.to_columns(trips.read(folder))
-    n = len(columns["trip_distance"])
+    honest = trips.to_columns(trips.read(folder))
+    number = itertools.count()
     for round_ in itertools.count():
-        ids = [f"{prefix}{round_ * n + i}" for i in range(n)]
-        yield replay.wave(columns, ids, share, seed + round_)
+        columns, kinds = replay.plant(honest, share, seed + round_)
+        # In small pieces, or encoding would hold up the reading of the scores.
+        for start in range(0, len(kinds), WAVE_TRIPS):
+            piece = {name: column[start : start + WAVE_TRIPS] for name, column in columns.items()}
+            part = kinds[start : start + WAVE_TRIPS]
+            ids = [f"{prefix}{next(number)}" for _ in part]
+            yield replay.Wave(ids, replay.encode(piece, ids), part)
 
 
 class Traffic(Thread):
@@ -27,7 +34,7 @@ class Traffic(Thread):
     def __init__(self, waves: Iterator[replay.Wave], url: str, rate: float, tally: Tally) -> None:
         super().__init__(name="traffic", daemon=True)
         self.stopping = Event()
-        self.error: FraudError | None = None
+        self.error: Exception | None = None
         self._waves, self._url, self._rate, self._tally = waves, url, rate, tally
 
     def run(self) -> None:
@@ -43,7 +50,7 @@ class Traffic(Thread):
                         self._send(sender, part.part(0, 1))
                         if len(part) > 1:
                             self._send(sender, part.part(1, len(part)))
-        except FraudError as err:
+        except Exception as err:
             if not self.stopping.is_set():
                 self.error = err
 

@@ -91,8 +91,8 @@ def retrain(given: Mapping[str, str], artifacts: Path, runs: Path, notebooks: Pa
         try:
             for name in STAGES:
                 own = {key: value for key, value in values.items() if key in declared[name]}
-                _stage(notebooks / f"{name}.ipynb", run.folder, own, status)
-            _gate(run, artifacts, outcome)
+                _stage(notebooks / f"{name}.ipynb", run, own, status)
+            _decide(run, artifacts, outcome)
         except (StageError, GateError, BundleError) as err:
             outcome.failed, outcome.reason = True, str(err)
         except BaseException:
@@ -102,31 +102,32 @@ def retrain(given: Mapping[str, str], artifacts: Path, runs: Path, notebooks: Pa
         return outcome
 
 
-def _stage(source: Path, folder: Path, values: Mapping[str, parameters.Value], status: Status) -> None:
+def _stage(source: Path, run: RunPaths, values: Mapping[str, parameters.Value], status: Status) -> None:
     name, start = source.stem, time.perf_counter()
     status.stage(name, "running")
     try:
-        execute(source, folder / source.name, values, folder / "logs" / f"{name}.log")
+        execute(source, run.folder / source.name, values, run.folder / "logs" / f"{name}.log")
     except StageError as err:
         status.stage(name, "failed", seconds=round(time.perf_counter() - start, 2), error=str(err))
+        # 04 ends with an error when its gate says no, so that it fails by hand too; for the run that is a result.
+        if run.gate.is_file() and _object(run.gate).get("passed") is False:
+            return
         raise
     seconds = round(time.perf_counter() - start, 2)
     status.stage(name, "done", seconds=seconds)
     log.info("%s done in %.1f s", name, seconds)
 
 
-def _gate(run: RunPaths, artifacts: Path, outcome: Outcome) -> None:
-    """Read what 04 decided, and promote its bundle when it passed."""
-    outcome.metrics = _object(run.metrics)
-    gate = _object(run.gate)
-    passed, outcome.reason = gate.get("passed"), str(gate.get("reason", ""))
-    if not isinstance(passed, bool):
-        raise GateError(f'{run.gate}: expected "passed": true or false, found {passed!r}')
-    outcome.bundle_id = gate.get("bundle_id")
-    if passed:
+def _decide(run: RunPaths, artifacts: Path, outcome: Outcome) -> None:
+    """Do what 04 decided: promote the bundle that it sealed, or leave the live one live."""
+    outcome.metrics, gate = _object(run.metrics), _object(run.gate)
+    outcome.bundle_id, outcome.reason = gate.get("bundle_id"), str(gate.get("reason"))
+    if gate.get("passed") is True:
         registry.promote(artifacts, str(outcome.bundle_id), outcome.reason, outcome.run_id)
         outcome.promoted = True
-    log.info("%s: %s", "promoted" if passed else "not promoted", outcome.reason)
+    elif gate.get("passed") is not False:
+        raise GateError(f'{run.gate}: expected "passed": true or false, found {gate.get("passed")!r}')
+    log.info("%s: %s", "promoted" if outcome.promoted else "not promoted", outcome.reason)
 
 
 def _object(path: Path) -> dict[str, Any]:

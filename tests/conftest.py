@@ -35,7 +35,8 @@ STAGES = {
         "run = pathlib.Path(run_dir)\n"
         "(run / 'metrics.json').write_text(json.dumps({'average_precision': 0.5}))\n"
         "gate = {'passed': passed, 'reason': 'AP 0.50', 'bundle_id': bundle if passed else None}\n"
-        "(run / 'gate.json').write_text(json.dumps(gate))",
+        "(run / 'gate.json').write_text(json.dumps(gate))\n"
+        "assert passed, 'the gate says no'",
     ),
 }
 

@@ -83,3 +83,10 @@ def test_wrong_plan(sample, share, kinds):
     """An impossible share or an unknown kind is refused by name."""
     with pytest.raises(DataError, match="plant"):
         fraud.plant(sample, share, 1, kinds)
+
+
+def test_half_of_the_corruption_adds_up(sample):
+    """A corrupted part is added to the total again about half of the time, so that sums alone do not give it away."""
+    corrupted = fraud.corrupt(sample, 0.2, 1)
+    tips = corrupted.changed["tip_amount"]
+    assert 0.3 < corrupted.changed["total_amount"][tips].mean() < 0.75

@@ -1,0 +1,320 @@
+"""Figures of the notebooks: one question each, drawn onto an axes, in one quiet style for every colour vision.
+
+Functions take plain arrays, draw onto `ax` and give nothing back; titles say what to look for.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import matplotlib as mpl
+import numpy as np
+from cycler import cycler
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from fraudlib import tariff
+
+Array = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Interval = Mapping[str, float]
+
+# Okabe and Ito's palette: told apart with every common colour vision.
+BLUE, ORANGE, GREEN, PINK, SKY, RED = "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00"
+GREY: Final = "#8a8f98"
+SPLIT_COLOURS: Final = {"train": BLUE, "valid": ORANGE, "test": GREEN}
+LINES: Final = ("-", "--", ":", "-.")
+
+
+def use_style(dpi: int = 72) -> None:
+    """Set matplotlib's style for a notebook: no frame, thin grid, small file."""
+    mpl.rcParams.update(
+        {
+            "figure.figsize": (8.0, 3.6),
+            "figure.dpi": dpi,
+            "figure.constrained_layout.use": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.edgecolor": GREY,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "axes.titlelocation": "left",
+            "axes.titlesize": 11,
+            "axes.prop_cycle": cycler(color=[BLUE, ORANGE, GREEN, PINK, SKY, RED]),
+            "grid.color": "#e6e8eb",
+            "grid.linewidth": 0.8,
+            "legend.frameon": False,
+            "legend.fontsize": 9,
+            "font.size": 10,
+        }
+    )
+
+
+def volume_by_day(days: Mapping[str, NDArray[np.datetime64]], origin: str, ax: Axes) -> None:
+    """Trips per day of each split.
+
+    Parameters
+    ----------
+    days : split -> day of each pickup, (n,), datetime64[D]; days with hardly a trip (reset clocks) are left out.
+    """
+    for split, values in days.items():
+        seen, count = np.unique(values[~np.isnat(values)], return_counts=True)
+        usual = count > 0.02 * np.median(count[count > 10]) if (count > 10).any() else count > 0
+        ax.plot(seen[usual], count[usual], color=SPLIT_COLOURS.get(split, GREY), marker=".", label=split)
+    ax.set(
+        ylim=(0, None),
+        ylabel="trips a day",
+        title=f"Do the splits follow each other without a gap or a jump? ({origin})",
+    )
+    ax.legend(ncols=3)
+    ax.tick_params(axis="x", rotation=20)
+
+
+def missing_shares(shares: Mapping[str, Mapping[str, float]], origin: str, ax: Axes) -> None:
+    """Share of rows without a value, by column and split; columns that are always there are left out.
+
+    Parameters
+    ----------
+    shares : split -> column -> share.
+    """
+    columns = [c for c in next(iter(shares.values())) if any(part[c] > 0 for part in shares.values())]
+    height = 0.8 / len(shares)
+    for i, (split, part) in enumerate(shares.items()):
+        y = np.arange(len(columns)) + (i - (len(shares) - 1) / 2) * height
+        ax.barh(y, [100 * part[c] for c in columns], height, color=SPLIT_COLOURS.get(split, GREY), label=split)
+    ax.set_yticks(np.arange(len(columns)), columns)
+    ax.invert_yaxis()
+    ax.set(xlabel="rows without a value, %", title=f"Which columns are blank together? ({origin})")
+    ax.legend()
+
+
+def trips_by_hour(hour: NDArray[np.int64], weekend: Bools, origin: str, ax: Axes) -> None:
+    """Share of trips by hour of the pickup, working days against weekends."""
+    for name, mine, style in (("working days", ~weekend, "-"), ("weekends", weekend, "--")):
+        count = np.bincount(hour[mine], minlength=24)
+        ax.plot(np.arange(24), 100 * count / max(count.sum(), 1), style, marker=".", label=name)
+    ax.axvspan(16, 20, color=SKY, alpha=0.15, label="weekday peak surcharge")
+    ax.set(xlabel="hour of pickup, local time", ylabel="share of trips, %", xticks=range(0, 24, 3), ylim=(0, None))
+    ax.set_title(f"When do people ride, and when do surcharges apply? ({origin})")
+    ax.legend()
+
+
+def fare_against_miles(miles: Array, fare: Array, rate: tariff.Tariff, origin: str, ax: Axes) -> None:
+    """Metered fares of code-1 trips against miles, with the least that the meter can show and slow traffic's most.
+
+    Parameters
+    ----------
+    miles, fare : (n,), miles and USD. rate : the tariff in force.
+    """
+    near = (miles >= 0) & (miles <= 15) & (fare >= 0) & (fare <= 90)
+    ax.hexbin(miles[near], fare[near], gridsize=(70, 32), bins="log", mincnt=1, cmap="Greys", extent=(0, 15, 0, 90))
+    x = np.linspace(0, 15, 50)
+    low = rate.base + rate.per_mile * x
+    ax.plot(x, low, color=BLUE, label="meter, miles alone")
+    ax.plot(x, low + rate.per_minute * x / 6 * 60, "--", color=ORANGE, label="meter, at 6 mph throughout")
+    ax.set(xlabel="distance on the meter, miles", ylabel="fare, USD", xlim=(0, 15), ylim=(0, 90))
+    ax.set_title(f"What lies outside the tariff's envelope? ({origin})")
+    ax.legend(loc="lower right")
+
+
+def detours(ratio: Mapping[str, Array], origin: str, ax: Axes) -> None:
+    """Distribution of the distance over the median of the same zone pair.
+
+    Parameters
+    ----------
+    ratio : split -> distance over the training median of its pair, (n,).
+    """
+    for (split, values), style in zip(ratio.items(), LINES, strict=False):
+        ordered = np.sort(values[np.isfinite(values)])
+        over = 1 - np.arange(len(ordered)) / len(ordered)
+        ax.plot(ordered, over, style, color=SPLIT_COLOURS.get(split, GREY), label=split)
+    for share in (0.1, 0.01):
+        ax.axhline(share, color=GREY, lw=0.8, ls=":")
+    ax.set(
+        xlim=(0.8, 4),
+        ylim=(1e-3, 1),
+        yscale="log",
+        xlabel="distance over the pair's median",
+        ylabel="share of trips beyond",
+    )
+    ax.set_title(f"How far do honest detours reach into what long-hauling looks like? ({origin})")
+    ax.legend()
+
+
+def learning_curves(curve: Sequence[tuple[float, float]], loss: str, origin: str, ax: Axes) -> None:
+    """Loss by epoch on training and validation trips.
+
+    Parameters
+    ----------
+    curve : (training, validation) of each epoch. loss : its name and unit.
+    """
+    epochs = np.arange(1, len(curve) + 1)
+    ax.plot(epochs, [train for train, _ in curve], color=BLUE, marker=".", label="training")
+    ax.plot(epochs, [valid for _, valid in curve], "--", color=ORANGE, marker=".", label="validation")
+    ax.set(xlabel="epoch", ylabel=loss, title=f"Has it stopped learning, and does it hold on other trips? ({origin})")
+    ax.legend()
+
+
+def explained(fields: Sequence[str], baseline: Array, model: Array, origin: str, ax: Axes) -> None:
+    """Typical miss of each hidden field: the field's own median against the model, in the field's unit.
+
+    Parameters
+    ----------
+    baseline, model : (p,), mean absolute error in standard deviations.
+    """
+    y = np.arange(len(fields))
+    ax.hlines(y, model, baseline, color=GREY, lw=1)
+    ax.plot(baseline, y, "o", color=GREY, label="always the median")
+    ax.plot(model, y, "o", color=BLUE, label="predicted from the other fields")
+    ax.set_yticks(y, fields)
+    ax.invert_yaxis()
+    ax.set(xlabel="mean absolute error, standard deviations", xlim=(0, None))
+    ax.set_title(f"Which hidden fields can the others tell? ({origin})")
+    ax.legend()
+
+
+def surprise_quantiles(fields: Sequence[str], surprise: Array, origin: str, ax: Axes) -> None:
+    """Median to 99.9 % of each field's surprise on honest trips.
+
+    Parameters
+    ----------
+    surprise : (n, p), residuals in spreads, or -log p for codes; NaN where the field is missing.
+    """
+    y = np.arange(len(fields))
+    for level, marker, colour in ((0.5, "|", GREY), (0.9, "o", SKY), (0.99, "s", BLUE), (0.999, "D", ORANGE)):
+        ax.plot(np.nanquantile(surprise, level, axis=0) + 0.01, y, marker, color=colour, label=f"{100 * level:g} %")
+    ax.set_yticks(y, fields)
+    ax.invert_yaxis()
+    ax.set(xscale="log", xlabel="surprise, in the prediction's own spreads (codes: nats)")
+    ax.set_title(f"Which fields have long honest tails? ({origin})")
+    ax.legend(title="quantile")
+
+
+def score_histogram(score: Array, label: Bools, threshold: float, origin: str, ax: Axes) -> None:
+    """Anomaly scores of honest trips and planted frauds, as shares of each, with the threshold drawn."""
+    edges = np.linspace(0, max(float(np.quantile(score, 0.9999)), threshold) * 1.05, 61)
+    for mine, name, colour in ((~label, "honest", GREY), (label, "planted", RED)):
+        if mine.any():
+            weights = np.full(int(mine.sum()), 100 / mine.sum())
+            ax.hist(
+                np.clip(score[mine], 0, edges[-1]),
+                edges.tolist(),
+                weights=weights,
+                color=colour,
+                alpha=0.65,
+                label=name,
+            )
+    ax.axvline(threshold, color="black", lw=1.2, label=f"threshold {threshold:.2f}")
+    ax.set(yscale="log", xlabel="anomaly score (2 is one honest trip in a hundred)", ylabel="share, %")
+    ax.set_title(f"How well does the threshold part them? ({origin})")
+    ax.legend()
+
+
+def budget_kept(share: Array, realised: Array, n: int, origin: str, ax: Axes) -> None:
+    """Realised against budgeted false positive rate on trips that the calibration never saw.
+
+    Parameters
+    ----------
+    share, realised : (k,). n : number of trips behind each realised rate.
+    """
+    noise = 1.96 * np.sqrt(share * (1 - share) / n)
+    ax.fill_between(
+        100 * share,
+        100 * np.maximum(share - noise, 1e-6),
+        100 * (share + noise),
+        color=SKY,
+        alpha=0.3,
+        label="chance alone, 95 %",
+    )
+    ax.plot(100 * share, 100 * share, color=GREY, lw=1, label="as promised")
+    ax.plot(100 * share, 100 * realised, color=BLUE, marker=".", label="later days, calibrated on earlier ones")
+    ax.set(xscale="log", yscale="log", xlabel="budget, % of honest trips", ylabel="flagged, % of honest trips")
+    ax.set_title(f"Does a budget hold on the days that follow? ({origin})")
+    ax.legend()
+
+
+def threshold_choices(
+    threshold: Array, curves: Mapping[str, Array], chosen: Mapping[str, float], origin: str, axes: Sequence[Axes]
+) -> None:
+    """False positives, alerts a day and cost by threshold, one panel each, with the choice that each would make.
+
+    Parameters
+    ----------
+    threshold : (k,). curves : axis label -> (k,), one per axes. chosen : name -> threshold.
+    """
+    for ax, (name, values) in zip(axes, curves.items(), strict=True):
+        ax.plot(threshold, values, color=BLUE)
+        ax.set(ylabel=name, ylim=(0 if ax is axes[-1] else None, None))
+        for (_, value), colour, style in zip(chosen.items(), (ORANGE, GREEN, RED), LINES, strict=False):
+            ax.axvline(value, color=colour, ls=style, lw=1.5)
+        if ax is not axes[-1]:
+            ax.set_yscale("log")
+    for (name, value), colour, style in zip(chosen.items(), (ORANGE, GREEN, RED), LINES, strict=False):
+        axes[0].plot([], [], color=colour, ls=style, label=f"{name}: {value:.2f}")
+    axes[0].set_title(f"Where would budget, staff and cost each draw the line? ({origin})")
+    axes[0].legend(ncols=3)
+    axes[-1].set_xlabel("threshold on the anomaly score")
+
+
+def precision_recall(
+    curves: Mapping[str, tuple[Array, Array]], point: tuple[float, float], prevalence: float, origin: str, ax: Axes
+) -> None:
+    """Precision over recall of the model and the baselines, with the threshold's point.
+
+    Parameters
+    ----------
+    curves : name -> (recall, precision), (m,) each; the first is the model. point : (recall, precision).
+    """
+    for i, (name, (recall, precision)) in enumerate(curves.items()):
+        keep = np.unique(np.searchsorted(recall, np.linspace(0.002, 1, 300)).clip(0, len(recall) - 1))
+        ax.plot(
+            100 * recall[keep],
+            100 * precision[keep],
+            LINES[i % 4],
+            color=(BLUE, ORANGE, PINK, GREEN)[i % 4],
+            lw=2.0 if i == 0 else 1.5,
+            label=name,
+        )
+    ax.plot(100 * point[0], 100 * point[1], "o", color="black", label="at the threshold")
+    ax.axhline(100 * prevalence, color=GREY, ls=":", lw=1, label="flag at random")
+    ax.set(xlabel="recall, % of frauds found", ylabel="precision, % of flags", xlim=(0, 101), ylim=(0, 101))
+    ax.set_title(f"How many false alarms does each further fraud cost? ({origin})")
+    ax.legend(fontsize=8)
+
+
+def recall_by_kind(kinds: Mapping[str, Mapping[str, Any]], origin: str, ax: Axes) -> None:
+    """Recall of each kind at the threshold with its 95 % interval; hard kinds are hatched.
+
+    Parameters
+    ----------
+    kinds : as `evaluation.by_kind` gives them.
+    """
+    names = sorted(kinds, key=lambda name: -kinds[name]["recall"]["value"])
+    y = np.arange(len(names))
+    value, low, high = (np.array([100 * kinds[k]["recall"][part] for k in names]) for part in ("value", "low", "high"))
+    easy = np.array([bool(kinds[k]["easy"]) for k in names])
+    ax.barh(y[easy], value[easy], color=SKY, label="easy: breaks an identity of the record")
+    ax.barh(y[~easy], value[~easy], color="#f6d48f", hatch="///", edgecolor=ORANGE, label="hard: keeps every identity")
+    ax.errorbar(
+        value,
+        y,
+        xerr=[np.maximum(value - low, 0), np.maximum(high - value, 0)],
+        fmt="none",
+        ecolor="black",
+        elinewidth=1,
+    )
+    ax.set_yticks(y, [name.replace("_", " ") for name in names])
+    ax.invert_yaxis()
+    ax.set(xlabel="found at the threshold, %", xlim=(0, 100), title=f"Which kinds get away? ({origin})")
+    ax.legend(loc="lower left", fontsize=8)
+
+
+def false_positive_rate(months: Mapping[str, Interval], budget: float, origin: str, ax: Axes) -> None:
+    """Share of honest trips flagged in each split with its interval, against the budget."""
+    y = np.arange(len(months))
+    value, low, high = (np.array([100 * part[key] for part in months.values()]) for key in ("value", "low", "high"))
+    ax.errorbar(value, y, xerr=[value - low, high - value], fmt="o", color=BLUE, capsize=3)
+    ax.axvline(100 * budget, color="black", lw=1.2, label=f"budget {100 * budget:g} %")
+    ax.set_yticks(y, list(months))
+    ax.set(xlabel="honest trips flagged, %", xlim=(0, None), ylim=(-0.6, len(months) - 0.4))
+    ax.set_title(f"Is the promised budget kept? ({origin})")
+    ax.legend()
