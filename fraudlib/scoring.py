@@ -148,19 +148,22 @@ class Scorer:
         rarity = self.calibration.rarities(raw.surprise[rows])
         observed = _observed(part, len(rows))
         expected = _expected(raw.expected[rows], observed, x[rows])
-        order = np.argsort(-(raw.blame[rows] + 0.25 * rarity), axis=1)
+        seen, usual = np.stack(observed, axis=1), np.stack(expected, axis=1)
+        # A field that is as expected explains nothing, so it comes last, however much the head blames it.
+        as_expected = np.abs(seen - usual) < np.maximum(0.02 * np.abs(seen), 0.05)
+        order = np.argsort(-(raw.blame[rows] + 0.25 * rarity - 1e3 * as_expected), axis=1)
         out: dict[int, list[Reason]] = {}
         for i, row in enumerate(rows):
             reasons: list[Reason] = []
             for g in order[i]:
-                seen = observed[g][i]
-                if np.isnan(seen) or (reasons and rarity[i, g] < MIN_RARITY) or len(reasons) == MAX_REASONS:
+                weak = rarity[i, g] < MIN_RARITY or as_expected[i, g]
+                if np.isnan(seen[i, g]) or (reasons and weak) or len(reasons) == MAX_REASONS:
                     continue
                 reasons.append(
                     {
                         "field": PREDICTED[g],
-                        "observed": round(float(seen), 2),
-                        "expected": round(float(expected[g][i]), 2),
+                        "observed": round(float(seen[i, g]), 2),
+                        "expected": round(float(usual[i, g]), 2),
                         "surprise": round(float(rarity[i, g]), 2),
                     }
                 )
@@ -196,4 +199,7 @@ def _expected(expected: Array, observed: list[Array], x: NDArray[np.float32]) ->
             out.append(e)
         else:
             out.append(features.signed_exp(e))
+        if field not in ("total_amount", "trip_distance", "duration_minutes"):
+            # The spread around zero is no refund: an amount that is not negative is not expected to be.
+            out[g] = np.where(observed[g] >= 0, np.maximum(out[g], 0.0), out[g])
     return out
