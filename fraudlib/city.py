@@ -259,7 +259,6 @@ class City:
         usual = np.interp(self.miles, _MPH_MILES, _MPH) * self._between(_PACE, 1.0)
         usual *= np.where(on_grid, 0.80 + 0.36 * avenues / np.maximum(avenues + streets, 0.1), 1.0)
         usual[:, LGA] *= np.where(self.borough == "queens", 1.35, 1.0)
-        usual[:, JFK] *= np.where(self.borough == "manhattan", 0.8, 1.0)
         self.mph = usual * np.exp(spread * _bell(both, 5))
         self.toll = self._toll_chance(way)
         self.congested_end = np.where(self.borough == "core", 0.998, 0.0003)
@@ -269,8 +268,6 @@ class City:
             self.congested_start[list(_FRINGE_START)] = list(_FRINGE_START.values())
         shyness = self._between(_SHYNESS, 1.0)
         shyness[:, LGA] = 1.0
-        if service == "yellow":
-            shyness[:, JFK] = shyness[[LGA, JFK], :] = 1.0
         np.fill_diagonal(shyness, 0.55)
         self._liking = np.exp(0.9 * _bell(way, 9)) * shyness
 

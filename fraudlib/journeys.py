@@ -95,7 +95,7 @@ def habits_of(service: str, month: str) -> Habits:
     toll = 5.76 if month < "2019-04" else 6.12 if month < "2021-04" else 6.55 if month < "2023-09" else 6.94
     if service == "yellow":
         app = 0.0 if month < "2019-07" else 0.008
-        return Habits(0.0100, app, 0.0, 0.004, 0.026, 0.0022, 0.0008, 0.345, 0.73, 0.036, 0.0, 0.0, toll)
+        return Habits(0.0205, app, 0.0, 0.004, 0.026, 0.0022, 0.0008, 0.345, 0.73, 0.036, 0.0, 0.0, toll)
     if month < "2023-01":
         return Habits(0.0140, 0.103, 0.021, 0.042, 0.0025, 0.0005, 0.0009, 0.137, 0.63, 0.083, 0.0, 0.0, toll)
     since = float((np.datetime64(month, "M") - np.datetime64("2023-01", "M")).astype(np.int64))
@@ -229,15 +229,15 @@ class Journeys:
         same = self.start == self.end
         usual = self.city.miles[self.start, self.end] * np.where(self.is_kind(NEWARK), 1.3, 1.0)
         usual = np.where(self.is_kind(SUBURB), 14.0 * np.exp(0.5 * self.normal()), usual)
-        spread = np.where(same, 0.36, np.minimum(0.265 * usual**-0.8, 0.32))
+        spread = np.where(same, 0.30, np.minimum(0.215 * usual**-0.8, 0.26))
         ratio = spread * self.heavy(4, -6.0, 7.0)
         ratio = np.where(same & (ratio < 0), 0.75 * ratio, ratio)
-        ratio += (same & self.chance(0.06)) * self.rng.exponential(0.9, self.n)  # there and back
+        ratio += (same & self.chance(0.04)) * self.rng.exponential(0.9, self.n)  # there and back
         ratio = np.clip(ratio, -2.5, 3.0)
         slope = np.interp(usual, [1.25, 2.0, 3.2, 6.0, 12.0], [0.86, 0.80, 0.61, 0.44, 0.33])
         week = np.where(self.weekend, _SLOW["weekend"][self.hour], _SLOW["weekday"][self.hour])
         slow = week if self.service == "green" else _SLOW["yellow"][self.hour]
-        noise = np.where(usual < 1.5, 0.185, 0.17) * self.heavy(7, -3.5, 6.0)
+        noise = np.where(usual < 1.5, 0.15, 0.135) * self.heavy(7, -3.5, 6.0)
         minutes = 60.0 * usual / self.city.mph[self.start, self.end] * np.exp(slow / 1000 + slope * ratio + noise)
         minutes *= _row("1.03 1 1.1 1.35 1.03 1.15 1 1")[self.kind]
         minutes += self.chance(0.025) * self.rng.exponential(25.0, self.n)  # a stop on the way
@@ -246,15 +246,13 @@ class Journeys:
         brief = np.interp(self.u(), [0, 0.18, 0.30, 0.43, 0.61, 0.78, 1.0], [0, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0])
         entered = np.minimum(0.1 * np.exp(self.normal()), 0.98)
         minutes = np.select([self.is_kind(ABORTED), self.instant], [brief, entered], minutes)
-        creep = self.chance(0.62 if self.service == "green" else 0.85) * minutes / 60.0 * (1.0 + 17.0 * self.u())
+        creep = self.chance(0.62) * minutes / 60.0 * (1.0 + 17.0 * self.u())
         return np.where(self.instant, creep, miles), np.round(minutes * 60.0) / 60.0
 
     def _shown_miles(self) -> Floats:
         first = self.vendor == 1
         lost = _row("0 .1 .034 .985 .05 .02 0 0")[self.kind]
-        lost = np.where(
-            self.is_kind(METERED), np.where(first, 0.005, 0.010 if self.service == "green" else 0.004), lost
-        )
+        lost = np.where(self.is_kind(METERED), np.where(first, 0.005, 0.010), lost)
         lost = np.where(self.is_kind(AGREED) & self.instant, 0.55, lost)
         shown = np.where(self.chance(lost), 0.0, self.miles)
         wild = self.is_kind(APP) & self.chance(0.0093)
@@ -286,7 +284,7 @@ class Journeys:
         miles = np.where(lost, 0.0, self.miles)
         speed = 60.0 * self.miles / np.maximum(self.minutes, 1 / 60)
         fast = np.clip((speed - 6.0) / 10.0, 0.0, 1.0) * np.clip((45.0 - speed) / 25.0, 0.0, 1.0)
-        noise = (np.where(first, 0.058, 0.031) + 0.02 * fast) * self.normal()
+        noise = (np.where(first, 0.048, 0.026) + 0.02 * fast) * self.normal()
         noise -= self.chance(0.06 + 0.08 * fast) * self.rng.exponential(0.05 + 0.035 * fast)
         part = np.interp(speed, _MPH, _SLOW_PART) + noise - np.where(first, 0.03, 0.0)
         part = np.where(lost, 0.985, np.clip(part, -0.45, 0.97))
@@ -340,7 +338,6 @@ class Journeys:
     def _tolls(self) -> Floats:
         toll, instant = self.habits.toll, self.instant
         usual = self.city.toll[self.start, self.end]
-        usual = np.maximum(usual, _row("0 0 .03 .1 0 0 0 0")[self.kind])
         kinds = [self.is_kind(kind) for kind in (JFK_FLAT, NEWARK, SUBURB, ABORTED, AGREED)]
         jfk, newark = np.where(instant, 0.07, 0.978), np.where(instant, 0.02, 0.9)
         agreed = usual * np.where(instant, 0.0, 0.8)
