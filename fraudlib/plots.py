@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import matplotlib as mpl
 import numpy as np
-from cycler import cycler
 from matplotlib.axes import Axes
+from matplotlib.rcsetup import cycler
 from numpy.typing import NDArray
 
 from fraudlib import tariff

@@ -88,5 +88,7 @@ def test_wrong_plan(sample, share, kinds):
 def test_half_of_the_corruption_adds_up(sample):
     """A corrupted part is added to the total again about half of the time, so that sums alone do not give it away."""
     corrupted = fraud.corrupt(sample, 0.2, 1)
-    tips = corrupted.changed["tip_amount"]
-    assert 0.3 < corrupted.changed["total_amount"][tips].mean() < 0.75
+    alone = corrupted.changed["tip_amount"] & (sum(c.astype(int) for c in corrupted.changed.values()) == 1)
+    added = corrupted.columns["total_amount"] - sample["total_amount"]
+    tip = corrupted.columns["tip_amount"] - sample["tip_amount"]
+    assert 0.4 < (np.abs(added - tip) < 0.02)[alone].mean() < 0.6

@@ -78,7 +78,7 @@ def test_very_surprising_is_flagged(room):
     """A total that no honest trip comes near is flagged, whatever the head thinks."""
     columns = features.take(room.valid, slice(0, 500))
     columns["total_amount"] = columns["total_amount"] + 5000.0
-    assert room.scorer.score(columns).is_flagged.mean() > 0.99
+    assert room.scorer.score(columns).is_flagged.mean() > 0.97
 
 
 def test_wrong_shape(room):
