@@ -229,7 +229,7 @@ class Journeys:
         same = self.start == self.end
         usual = self.city.miles[self.start, self.end] * np.where(self.is_kind(NEWARK), 1.3, 1.0)
         usual = np.where(self.is_kind(SUBURB), 14.0 * np.exp(0.5 * self.normal()), usual)
-        spread = np.where(same, 0.30, np.minimum(0.215 * usual**-0.8, 0.26))
+        spread = np.where(same, 0.28, np.minimum(0.205 * usual**-0.8, 0.25))
         ratio = spread * self.heavy(4, -6.0, 7.0)
         ratio = np.where(same & (ratio < 0), 0.75 * ratio, ratio)
         ratio += (same & self.chance(0.04)) * self.rng.exponential(0.9, self.n)  # there and back
