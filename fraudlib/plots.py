@@ -242,12 +242,14 @@ def threshold_choices(
     threshold : (k,). curves : axis label -> (k,), one per axes. chosen : name -> threshold.
     """
     for ax, (name, values) in zip(axes, curves.items(), strict=True):
-        ax.plot(threshold, values, color=BLUE)
-        ax.set(ylabel=name, ylim=(0 if ax is axes[-1] else None, None))
+        if ax is axes[-1]:
+            ax.plot(threshold, values, color=BLUE)
+            ax.set_ylim(bottom=0)
+        else:  # a share of nothing has no logarithm
+            ax.semilogy(threshold, np.where(values > 0, values, np.nan), color=BLUE)
+        ax.set_ylabel(name)
         for (_, value), colour, style in zip(chosen.items(), (ORANGE, GREEN, RED), LINES, strict=False):
             ax.axvline(value, color=colour, ls=style, lw=1.5)
-        if ax is not axes[-1]:
-            ax.set_yscale("log")
     for (name, value), colour, style in zip(chosen.items(), (ORANGE, GREEN, RED), LINES, strict=False):
         axes[0].plot([], [], color=colour, ls=style, label=f"{name}: {value:.2f}")
     axes[0].set_title(f"Where would budget, staff and cost each draw the line? ({origin})")

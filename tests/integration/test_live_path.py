@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from fraudlib import manifest, paths, trips
 from fraudlib.delivery import Deduplicator
+from fraudlib.scoring import Scorer
 
 from .conftest import Service, Site, until
 
@@ -66,6 +68,21 @@ def test_a_client_can_wait_for_the_score(live: Site) -> None:
     assert score["transaction_id"] == "wait-1"
     assert set(score) >= SCORE_FIELDS
     assert isinstance(score["anomaly_score"], float)
+
+
+def test_live_and_batch_give_the_same_score(live: Site) -> None:
+    """Trips sent through API, broker and worker score as the same rows do in the batch path."""
+    table = trips.read(paths.root() / "data" / "sample" / "green_tripdata_2023-05.parquet").slice(5000, 40)
+    columns = trips.to_columns(table)
+    folder = manifest.current_bundle(paths.root() / "artifacts")
+    assert folder is not None
+    batch = Scorer.load(folder).score(columns)
+    for row, trip in enumerate(table.to_pylist()):
+        fields = {k: v.isoformat() if hasattr(v, "isoformat") else v for k, v in trip.items() if v is not None}
+        score = live.call("/transaction", fields | {"transaction_id": f"same-{row}"}, Prefer="wait=10")[2]
+        assert score["anomaly_score"] == pytest.approx(batch.anomaly_score[row], abs=1e-4)
+        assert score["is_flagged"] == batch.is_flagged[row]
+        assert [r["field"] for r in score["reasons"]] == [r["field"] for r in batch.reasons.get(row, [])]
 
 
 def test_a_ghost_trip_reaches_the_alert_stream(live: Site) -> None:

@@ -13,7 +13,7 @@ from fraudlib.scoring import Scorer
 from fraudlib.statistics import Statistics
 
 Columns = dict[str, NDArray[np.generic]]
-SMALL = training.TrainingConfig(epochs=4, head_rounds=1, head_epochs=3, batch_size=512)
+SMALL = training.TrainingConfig(epochs=5, head_rounds=2, head_epochs=5, batch_size=512)
 
 
 @dataclass(frozen=True)
