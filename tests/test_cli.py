@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fraudlib import cli, paths, trips
+from fraudlib import __version__, cli, paths, trips
 from fraudlib.manifest import current_bundle
 from fraudlib.scoring import Scorer
 
@@ -66,7 +66,7 @@ def test_each_command_explains_itself_with_an_example(run: Run, command: str) ->
 
 def test_version(run: Run) -> None:
     """`fraudlib --version` prints name and version."""
-    assert run("--version")[:2] == (0, f"fraudlib {cli.__version__}\n")
+    assert run("--version")[:2] == (0, f"fraudlib {__version__}\n")
 
 
 def test_help_loads_nothing_heavy() -> None:
@@ -79,7 +79,8 @@ def test_help_loads_nothing_heavy() -> None:
 
 def test_the_installed_command_reports_a_missing_input(tmp_path: Path) -> None:
     """From outside: no traceback, the name of the file, exit code 2, nothing written."""
-    command = [Path(sys.executable).with_name("fraudlib"), "score", "no-such-file.parquet", tmp_path / "x.parquet"]
+    program = str(Path(sys.executable).with_name("fraudlib"))
+    command = [program, "score", "no-such-file.parquet", str(tmp_path / "x.parquet")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert "no-such-file.parquet" in result.stderr
@@ -128,7 +129,7 @@ def _mistake(case: str, folder: Path, trips_file: Path) -> tuple[list[object], s
     pq.write_table(pq.read_table(trips_file).slice(0, 0), bare)
     cut = folder / "cut.parquet"
     cut.write_bytes(trips_file.read_bytes()[:5000])
-    return {
+    mistakes: dict[str, tuple[list[object], str]] = {
         "not trips": ([strange, output], "pickup_datetime"),
         "empty file": ([empty, output], "empty"),
         "no rows": ([bare, output], "without rows"),
@@ -139,7 +140,8 @@ def _mistake(case: str, folder: Path, trips_file: Path) -> tuple[list[object], s
         "no such folder": ([trips_file, folder / "no" / "s.parquet"], "does not exist"),
         "no bundle": ([trips_file, output], "python -m pipelines retrain"),
         "no manifest": ([trips_file, output, "--bundle", folder], "manifest.json"),
-    }[case]
+    }
+    return mistakes[case]
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,8 @@ def test_rows_count_through_files_in_order_and_in_bounded_chunks(
 ) -> None:
     """A folder is one long input by file name, and no chunk is larger than asked plus one batch."""
     monkeypatch.setattr(scorefile, "CHUNK_ROWS", 400)
-    scorer, seen = Fares(), []
+    scorer = Fares()
+    seen: list[int] = []
     summary = scorefile.score_file(folder, tmp_path / "s.parquet", scorer, seen.append)  # type: ignore[arg-type]
     table = pq.read_table(tmp_path / "s.parquet")
     assert table["row"].to_pylist() == list(range(3000))
