@@ -1,7 +1,11 @@
 """Reading trips: every schema to one table, values unchanged, and clear errors."""
 
+import hashlib
 import os
+import threading
+from collections.abc import Iterator
 from datetime import datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from fraudlib import paths, trips
-from fraudlib.errors import DataError, FraudError, SchemaError
+from fraudlib.errors import DataError, FraudError, ParameterError, SchemaError
 
 SAMPLE = paths.root() / "data" / "sample"
+# Read here: a fixture clears FRAUDLIB_* before each test.
+REAL = paths.resolve(os.environ.get("FRAUDLIB_TLC_DIR", "data/raw"))
+MONTH = "green_tripdata_2023-05.parquet"
 TIMES = [datetime(2023, 5, 1, 10), datetime(2023, 5, 2, 11)]
 
 
@@ -57,6 +64,43 @@ def test_snake_case_csv(tmp_path: Path) -> None:
     assert table["pickup_datetime"].to_pylist()[0] == datetime(2019, 3, 1, 0, 13)
 
 
+def test_camel_case_csv(tmp_path: Path) -> None:
+    """Files of the era of coordinates read too: zones are null, coordinates are ignored."""
+    path = tmp_path / "yellow_tripdata_sample_2016-01_latlon.csv"
+    path.write_text(
+        "vendorID,tpepPickupDateTime,tpepDropoffDateTime,passengerCount,tripDistance,puLocationId,startLon,rateCodeId,"
+        "storeAndFwdFlag,fareAmount\n"
+        "2,2016-01-06 12:09:13,2016-01-06 12:22:14,1,2.09,,-73.98,1,N,10.5\n"
+    )
+    row = trips.read(path).to_pylist()[0]
+    assert row["pickup_location_id"] is None
+    assert (row["passenger_count"], row["rate_code_id"], row["store_and_fwd_flag"]) == (1, 1, "N")
+    assert row["service"] == "yellow"
+
+
+def test_teaching_extract(tmp_path: Path) -> None:
+    """In taxis.csv the colour is the service; zone names and payment words are not turned into codes."""
+    path = tmp_path / "taxis.csv"
+    path.write_text(
+        "pickup,dropoff,passengers,distance,fare,tip,tolls,total,color,payment,pickup_zone\n"
+        "2019-03-23 20:21:09,2019-03-23 20:27:24,1,1.6,7.0,2.15,0.0,12.95,yellow,credit card,Lenox Hill West\n"
+        "2019-03-04 16:11:55,2019-03-04 16:19:00,1,0.79,5.0,0.0,0.0,9.3,green,cash,Harlem\n"
+    )
+    table = trips.read(path)
+    assert table["service"].to_pylist() == ["yellow", "green"]
+    assert table["tip_amount"].to_pylist() == [2.15, 0.0]
+    assert table["payment_type"].null_count == table["pickup_location_id"].null_count == 2
+
+
+def test_names_in_any_case(tmp_path: Path) -> None:
+    """Airport_fee and airport_fee are one column, and both in one file are refused."""
+    pq.write_table(green(Airport_fee=[1.25, 0.0]), tmp_path / MONTH)
+    assert trips.read(tmp_path / MONTH)["airport_fee"].to_pylist() == [1.25, 0.0]
+    pq.write_table(green(Airport_fee=[1.25, 0.0], airport_fee=[0.0, 0.0]), tmp_path / MONTH)
+    with pytest.raises(SchemaError, match="airport_fee"):
+        trips.read(tmp_path / MONTH)
+
+
 def test_batches_are_the_table(tmp_path: Path) -> None:
     """Streaming gives the same rows in the same order, at most so many at a time."""
     path = next(SAMPLE.glob("*.parquet"))
@@ -66,6 +110,26 @@ def test_batches_are_the_table(tmp_path: Path) -> None:
         fares += batch.column("fare_amount").to_pylist()
     assert max(sizes) <= 10_000
     assert fares == trips.read(path)["fare_amount"].to_pylist()
+
+
+def test_streaming_holds_little_in_memory(tmp_path: Path) -> None:
+    """One row group of any size is decoded piece by piece, not at once."""
+    path = tmp_path / MONTH
+    sample = pq.read_table(next(SAMPLE.glob("*.parquet")))
+    pq.write_table(pa.concat_tables([sample] * 15), path, row_group_size=1 << 30)
+    held, before, rows = 0, pa.total_allocated_bytes(), 0
+    for batch in trips.batches(path, batch_rows=8192):
+        held, rows = max(held, pa.total_allocated_bytes() - before), rows + batch.num_rows
+    assert rows == 15 * sample.num_rows
+    assert held < 15 * sample.nbytes / 4
+
+
+def test_a_folder_is_its_trip_files(tmp_path: Path) -> None:
+    """Files with tripdata in their name are read by name; what lies beside them is not."""
+    for month, fare in (("2023-06", 2.0), ("2023-05", 1.0)):
+        pq.write_table(green(fare_amount=[fare, fare]), tmp_path / f"green_tripdata_{month}.parquet")
+    (tmp_path / "taxi_zone_lookup.csv").write_text("LocationID,Borough\n1,EWR\n")
+    assert trips.read(tmp_path)["fare_amount"].to_pylist() == [1.0, 1.0, 2.0, 2.0]
 
 
 def test_columns_for_features() -> None:
@@ -87,10 +151,56 @@ def test_days_of_a_month_are_the_month() -> None:
     assert sum(parts) == trips.load_period(SAMPLE, "green", "2023-05", progress=False).num_rows
 
 
+def test_rows_outside_the_month_count_to_its_nearest_day(tmp_path: Path) -> None:
+    """A reset clock belongs to the first day of the file's month, a late one to the last."""
+    pq.write_table(green(lpep_pickup_datetime=[datetime(2009, 1, 1), datetime(2023, 6, 1, 0, 3)]), tmp_path / MONTH)
+    fares = [
+        trips.load_period(tmp_path, "green", period)["fare_amount"].to_pylist()
+        for period in ("2023-05-01:2023-05-02", "2023-05-30:2023-05-31")
+    ]
+    assert fares == [[12.5], [-3.0]]
+
+
+def test_months_of_a_folder(tmp_path: Path) -> None:
+    """Full months win over samples and parquet over CSV; the other service and other files do not count."""
+    names = [
+        "yellow_tripdata_2019-02.parquet",
+        "yellow_tripdata_sample_2019-02.csv",
+        "yellow_tripdata_sample_2016-01_latlon.csv",
+        "green_tripdata_2019-03.parquet",
+        "taxis.csv",
+    ]
+    for name in names:
+        (tmp_path / name).touch()
+    assert {month: path.name for month, path in trips.months(tmp_path, "yellow").items()} == {
+        "2016-01": names[2],
+        "2019-02": names[0],
+    }
+
+
 def test_missing_month() -> None:
-    """A month that is not there is named, with the folder."""
-    with pytest.raises(DataError, match="2031-01"):
+    """A month that is not there is named, with those that are and the command that fetches it."""
+    with pytest.raises(DataError, match=r"2031-01.*2023-05.*python -m fraudlib\.trips"):
         trips.load_period(SAMPLE, "green", "2031-01", progress=False)
+
+
+@pytest.mark.parametrize("period", ["2023-13", "2023-02-30", "2023-03:2023-01", "2023-01:2023-02-03", "May"])
+def test_a_period_that_is_none(period: str) -> None:
+    """A period that cannot be read is quoted."""
+    with pytest.raises(ParameterError, match=period):
+        trips.load_period(SAMPLE, "green", period)
+
+
+def test_provenance_and_the_mark_of_simulated_trips(tmp_path: Path) -> None:
+    """Files are told by size, hash and rows; the mark of simulated trips survives reading and writing again."""
+    path = next(SAMPLE.glob("*.parquet"))
+    entry = trips.provenance([path])["files"][0]
+    assert entry["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (entry["rows"], entry["bytes"]) == (trips.read(path).num_rows, path.stat().st_size)
+    pq.write_table(trips.load_period(SAMPLE, "green", "2023-05-01:2023-05-02"), tmp_path / "trips_train.parquet")
+    assert trips.provenance([tmp_path / "trips_train.parquet"])["simulated"] is True
+    pq.write_table(green(), tmp_path / MONTH)
+    assert trips.provenance([tmp_path / MONTH])["simulated"] is False
 
 
 @pytest.mark.parametrize("missing", ["fare_amount", "trip_distance", "lpep_pickup_datetime"])
@@ -108,6 +218,27 @@ def test_wrong_type_names_the_column(tmp_path: Path) -> None:
         trips.read(tmp_path / "green_tripdata_2023-05.parquet")
 
 
+def test_a_code_that_is_not_whole_names_the_column(tmp_path: Path) -> None:
+    """1.5 is no rate code: it is refused rather than rounded."""
+    pq.write_table(green(RatecodeID=[1.5, None]), tmp_path / MONTH)
+    with pytest.raises(SchemaError, match="rate_code_id"):
+        trips.read(tmp_path / MONTH)
+
+
+def test_csv_errors(tmp_path: Path) -> None:
+    """Text in a number is told by its column, a header without rows as such, a short line as damage."""
+    path, header = tmp_path / "green_tripdata_2023-05.csv", "lpep_pickup_datetime,dropoff,trip_distance,fare_amount\n"
+    row = "2023-05-01 10:00:00,2023-05-01 10:09:00,1.5,"
+    for text, error, message in (
+        (header + row + "free\n", SchemaError, "fare_amount"),
+        (header, DataError, "without rows"),
+        (header + row + "9.3\n2023-05", DataError, "truncated"),
+    ):
+        path.write_text(text)
+        with pytest.raises(error, match=message):
+            trips.read(path)
+
+
 @pytest.mark.parametrize("keep", [0, 100, 5000])
 def test_truncated_parquet(tmp_path: Path, keep: int) -> None:
     """An empty or cut file is one sentence that names it."""
@@ -117,10 +248,64 @@ def test_truncated_parquet(tmp_path: Path, keep: int) -> None:
         trips.read(path)
 
 
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bytes]]:
+    """What the TLC's address serves: bodies by file name; a body that starts with "cut" ends early."""
+    bodies: dict[str, bytes] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = bodies.get(self.path.lstrip("/"))
+            self.send_response(404 if body is None else 200)
+            self.send_header("Content-Length", str(len(body or b"") + 9 * (body or b"").startswith(b"cut")))
+            self.end_headers()
+            self.wfile.write(body or b"")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    monkeypatch.setattr(trips, "BASE_URL", f"http://127.0.0.1:{server.server_port}")
+    yield bodies
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_download(tmp_path: Path, site: dict[str, bytes]) -> None:
+    """A published month gets its name once it is whole, and is not fetched again."""
+    pq.write_table(green(), tmp_path / "served.parquet")
+    site[MONTH] = (tmp_path / "served.parquet").read_bytes()
+    path = trips.download(tmp_path / "raw", "green", "2023-05", progress=False)
+    assert (path.name, path.read_bytes()) == (MONTH, site[MONTH])
+    site.clear()
+    assert trips.download(tmp_path / "raw", "green", "2023-05", progress=False) == path
+
+
+@pytest.mark.parametrize(("body", "message"), [(None, "404"), (b"cut", "bytes|closed"), (b"<html>", "something else")])
+def test_download_that_fails_leaves_nothing(
+    tmp_path: Path, site: dict[str, bytes], body: bytes | None, message: str
+) -> None:
+    """A month that is missing, cut short or no trips is refused with its address, and no file stays behind."""
+    if body is not None:
+        site[MONTH] = body
+    with pytest.raises(DataError, match=rf"http://127.*{MONTH}.*({message})"):
+        trips.download(tmp_path, "green", "2023-05", progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_download_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a connection the message has the address and the way by hand."""
+    monkeypatch.setattr(trips, "BASE_URL", "http://127.0.0.1:9")
+    with pytest.raises(DataError, match=rf"http://127\.0\.0\.1:9/{MONTH}.*by hand"):
+        trips.download(tmp_path, "green", "2023-05", progress=False)
+
+
 def test_real_months_read() -> None:
     """Every file of a folder of real months reads, when FRAUDLIB_TLC_DIR named one."""
-    folder = os.environ.get("FRAUDLIB_TLC_DIR", "data/raw")
-    files = sorted(p for p in paths.resolve(folder).glob("*_tripdata_*") if p.suffix in (".parquet", ".csv"))
+    files = sorted(p for p in REAL.glob("*_tripdata_*") if p.suffix in (".parquet", ".csv"))
     if not files:
         pytest.skip("no real months here; set FRAUDLIB_TLC_DIR to a folder of TLC files")
     for path in files:
