@@ -268,6 +268,8 @@ class City:
             self.congested_start[list(_FRINGE_START)] = list(_FRINGE_START.values())
         shyness = self._between(_SHYNESS, 1.0)
         shyness[:, LGA] = 1.0
+        if service == "yellow":
+            shyness[:, JFK] = shyness[[LGA, JFK], :] = 1.0
         np.fill_diagonal(shyness, 0.55)
         self._liking = np.exp(0.9 * _bell(way, 9)) * shyness
 

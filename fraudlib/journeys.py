@@ -95,7 +95,7 @@ def habits_of(service: str, month: str) -> Habits:
     toll = 5.76 if month < "2019-04" else 6.12 if month < "2021-04" else 6.55 if month < "2023-09" else 6.94
     if service == "yellow":
         app = 0.0 if month < "2019-07" else 0.008
-        return Habits(0.0205, app, 0.0, 0.004, 0.026, 0.0022, 0.0008, 0.345, 0.73, 0.036, 0.0, 0.0, toll)
+        return Habits(0.0100, app, 0.0, 0.004, 0.026, 0.0022, 0.0008, 0.345, 0.73, 0.036, 0.0, 0.0, toll)
     if month < "2023-01":
         return Habits(0.0140, 0.103, 0.021, 0.042, 0.0025, 0.0005, 0.0009, 0.137, 0.63, 0.083, 0.0, 0.0, toll)
     since = float((np.datetime64(month, "M") - np.datetime64("2023-01", "M")).astype(np.int64))
@@ -246,13 +246,15 @@ class Journeys:
         brief = np.interp(self.u(), [0, 0.18, 0.30, 0.43, 0.61, 0.78, 1.0], [0, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0])
         entered = np.minimum(0.1 * np.exp(self.normal()), 0.98)
         minutes = np.select([self.is_kind(ABORTED), self.instant], [brief, entered], minutes)
-        creep = self.chance(0.62) * minutes / 60.0 * (1.0 + 17.0 * self.u())
+        creep = self.chance(0.62 if self.service == "green" else 0.85) * minutes / 60.0 * (1.0 + 17.0 * self.u())
         return np.where(self.instant, creep, miles), np.round(minutes * 60.0) / 60.0
 
     def _shown_miles(self) -> Floats:
         first = self.vendor == 1
         lost = _row("0 .1 .034 .985 .05 .02 0 0")[self.kind]
-        lost = np.where(self.is_kind(METERED), np.where(first, 0.005, 0.010), lost)
+        lost = np.where(
+            self.is_kind(METERED), np.where(first, 0.005, 0.010 if self.service == "green" else 0.004), lost
+        )
         lost = np.where(self.is_kind(AGREED) & self.instant, 0.55, lost)
         shown = np.where(self.chance(lost), 0.0, self.miles)
         wild = self.is_kind(APP) & self.chance(0.0093)
