@@ -64,7 +64,11 @@ class Services:
         self.metrics = ApiMetrics(registry)
         self.scores = ScoreFeed(settings)
         self.alerts = AlertFeed(settings)
-        self.link = Link(settings, self.metrics, self.alerts.reset)
+        self.link = Link(settings, self.metrics, self._restart_feeds)
+
+    def _restart_feeds(self) -> None:
+        self.scores.restart()
+        self.alerts.restart()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -30,11 +30,19 @@ class _Tail:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._consumer: AIOKafkaConsumer | None = None
+        self._may_connect = asyncio.Event()
+        self._is_stale = False
+
+    def restart(self) -> None:
+        """Connect, or connect anew: the broker is there again, perhaps with an empty log."""
+        self._is_stale = True
+        self._may_connect.set()
 
     async def run(self) -> None:
-        """Read until cancelled; connects again after errors."""
+        """Read until cancelled, from the first `restart` on; connects again after errors."""
+        await self._may_connect.wait()
         while True:
+            self._is_stale = False
             consumer = AIOKafkaConsumer(
                 **client_options(self._settings),
                 enable_auto_commit=False,
@@ -46,12 +54,10 @@ class _Tail:
                 partitions = await self._partitions(consumer)
                 consumer.assign(partitions)
                 await self._begin(consumer, partitions)
-                self._consumer = consumer
                 await self._read(consumer)
             except (KafkaError, OSError) as err:
                 log.warning("feed pauses", extra={"topic": self.topic, "error": repr(err)})
             finally:
-                self._consumer = None
                 stop = asyncio.ensure_future(consumer.stop())
                 await asyncio.wait([stop], timeout=2)
             await asyncio.sleep(0.5)
@@ -103,15 +109,17 @@ class ScoreFeed(_Tail):
     async def _read(self, consumer: AIOKafkaConsumer) -> None:
         loop = asyncio.get_running_loop()
         try:
-            while True:
+            while not self._is_stale:
                 consumer.pause(*consumer.assignment())
                 await self._wanted.wait()
+                if self._is_stale:
+                    return
                 consumer.resume(*consumer.assignment())
                 # What was written while nobody waited is of no interest, and may be much.
                 await consumer.seek_to_end(*consumer.assignment())
                 self._follows.set()
                 last_wanted = loop.time()
-                while loop.time() - last_wanted < IDLE_SECONDS:
+                while not self._is_stale and loop.time() - last_wanted < IDLE_SECONDS:
                     for messages in (await consumer.getmany(timeout_ms=500)).values():
                         self._hand_out(messages)
                     if self._waiters:
@@ -150,16 +158,14 @@ class AlertFeed(_Tail):
         self._recent: deque[Alert] = deque(maxlen=REMEMBERED)
         self._followers: set[asyncio.Queue[Alert | None]] = set()
         self._is_fresh = Deduplicator()
+        self._read_at: dict[str, int] = {}  # place in the log -> hash of what was there, the latest ones
+        self._last_at: dict[int, int] = {}
         self._closing = False
 
     @property
     def followers(self) -> int:
         """How many follow."""
         return len(self._followers)
-
-    def reset(self) -> None:
-        """Forget the source positions seen: the log began anew."""
-        self._is_fresh = Deduplicator()
 
     def close(self) -> None:
         """End every stream."""
@@ -195,12 +201,25 @@ class AlertFeed(_Tail):
             consumer.seek(tp, max(starts[tp], ends[tp] - REMEMBERED // len(partitions)))
 
     async def _read(self, consumer: AIOKafkaConsumer) -> None:
-        while True:
+        while not self._is_stale:
             for messages in (await consumer.getmany(timeout_ms=1000)).values():
                 for message in messages:
                     self._pass_on(message)
 
     def _pass_on(self, message: Any) -> None:
+        alert = Alert(f"{message.partition}-{message.offset}", message.value.decode(errors="replace"))
+        digest = hash(message.value)
+        if message.offset <= self._last_at.get(message.partition, -1):
+            if self._read_at.get(alert.id) == digest:
+                return
+            # Something else at a place that was read before: the log began anew, and source positions with it.
+            self._is_fresh = Deduplicator()
+            self._read_at.clear()
+            self._last_at.clear()
+        self._last_at[message.partition] = message.offset
+        self._read_at[alert.id] = digest
+        if len(self._read_at) > 4 * REMEMBERED:
+            del self._read_at[next(iter(self._read_at))]
         try:
             source = orjson.loads(message.value)
             is_fresh = self._is_fresh(source["src_partition"], source["src_offset"])
@@ -209,7 +228,6 @@ class AlertFeed(_Tail):
             return
         if not is_fresh:
             return
-        alert = Alert(f"{message.partition}-{message.offset}", message.value.decode())
         self._recent.append(alert)
         for queue in self._followers:
             _put(queue, alert)

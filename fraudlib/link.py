@@ -23,13 +23,13 @@ class Link:
     Parameters
     ----------
     settings, metrics : of the API.
-    on_new_log : called when topics had to be created, so that positions in older ones mean nothing.
+    on_up : called whenever the broker answers after it did not; a broker in memory comes back empty.
     """
 
-    def __init__(self, settings: Settings, metrics: ApiMetrics, on_new_log: Callable[[], None]) -> None:
+    def __init__(self, settings: Settings, metrics: ApiMetrics, on_up: Callable[[], None]) -> None:
         self.publisher = Publisher(settings)
         self.is_up = False
-        self._settings, self._metrics, self._on_new_log = settings, metrics, on_new_log
+        self._settings, self._metrics, self._on_up = settings, metrics, on_up
 
     async def run(self) -> None:
         """Connect and stay connected until cancelled."""
@@ -58,8 +58,7 @@ class Link:
 
     async def _ensure_topics(self) -> None:
         s = self._settings
-        if await ensure_topics(s.kafka_bootstrap_servers, s.topic_partitions, s.topic_replication):
-            self._on_new_log()
+        await ensure_topics(s.kafka_bootstrap_servers, s.topic_partitions, s.topic_replication)
 
     async def _watch(self) -> None:
         """Probe the broker until the publisher says that it must be replaced."""
@@ -70,7 +69,6 @@ class Link:
             except TimeoutError:
                 up = await self.publisher.answers()
                 if up and not self.is_up:
-                    # A broker in memory comes back empty.
                     try:
                         await self._ensure_topics()
                     except (KafkaError, OSError):
@@ -80,5 +78,7 @@ class Link:
     def _show(self, up: bool) -> None:
         if up != self.is_up:
             log.info("broker answers" if up else "broker is gone")
-        self.is_up = up
+            self.is_up = up
+            if up:
+                self._on_up()
         self._metrics.broker_up.set(up)

@@ -483,6 +483,22 @@ def test_an_alert_passes_once_and_can_be_resumed() -> None:
     asyncio.run(scenario())
 
 
+def test_alerts_read_again_are_silent_until_the_log_began_anew() -> None:
+    """After a reconnection nothing is shown twice, and a broker that came back empty does not mute the feed."""
+
+    async def scenario() -> None:
+        feed = AlertFeed(Settings())
+        log = [alert(0, 5), alert(1, 5), alert(2, 9)]
+        for message in (*log, *log):
+            feed._pass_on(message)
+        assert await taken(feed.follow(None, 9), 2) == ["0-0", "0-2"]
+        for message in (alert(0, 1), alert(1, 4)):
+            feed._pass_on(message)
+        assert await taken(feed.follow(None, 2), 2) == ["0-0", "0-1"]
+
+    asyncio.run(scenario())
+
+
 def test_a_slow_follower_loses_the_oldest_and_holds_nobody_up() -> None:
     """The queue of a follower is bounded, and closing ends its stream."""
 

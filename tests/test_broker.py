@@ -135,7 +135,7 @@ def test_rows_are_published_in_order_whatever_their_size(shared: Settings) -> No
 
 def test_a_broker_that_goes_away_leaves_an_unknown_outcome_and_a_stop_that_ends() -> None:
     """What was under way is unknown; without a connection nothing is sent; stopping does not hang."""
-    settings = free_settings(send_timeout_seconds=1.0)
+    settings = free_settings(send_timeout_seconds=0.3)
 
     async def scenario(process: "subprocess.Popen[bytes]") -> float:
         publisher = Publisher(settings)
@@ -218,7 +218,7 @@ def test_a_stuck_consumer_ends_the_worker_and_an_idle_one_does_not(shared: Setti
         async with asyncio.timeout(20):
             while worker._missing():  # noqa: ASYNC110 - seen from outside, like /readyz
                 await asyncio.sleep(0.05)
-        await asyncio.sleep(3.5)
+        await asyncio.sleep(2.5)
         assert not running.done()
         stages = worker._stages
         assert stages is not None

@@ -152,6 +152,7 @@ def _site(folder: Path) -> Site:
         "FRAUDLIB_BROKER_PORT": broker,
         "FRAUDLIB_KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{broker}",
         "FRAUDLIB_API_PORT": api,
+        "FRAUDLIB_SESSION_TIMEOUT_MS": "3000",
     }
     return Site(folder, env)
 

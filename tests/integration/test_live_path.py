@@ -160,6 +160,20 @@ def test_the_same_identity_twice_is_one_transaction_to_a_reader_by_identity(live
     assert answers[0]["anomaly_score"] == answers[1]["anomaly_score"]
 
 
+def test_a_broker_that_comes_back_empty_is_used_again(live: Site) -> None:
+    """While it is away the API says so at once; afterwards API and worker go on by themselves."""
+    (broker,) = running(live, "broker")
+    broker.process.kill()
+    until(lambda: live.call("/readyz")[0] == 503, 10)
+    started = time.monotonic()
+    assert live.call("/transaction", TRIP)[0] == 503
+    assert time.monotonic() - started < 1
+    live.start("broker")
+    until(live.is_ready, 10)
+    until(lambda: live.call("/transaction", TRIP, Prefer="wait=2")[0] == 200, 30, "a score after the broker's return")
+    assert live.call("/transaction", TRIP, Prefer="wait=10")[0] == 200
+
+
 def test_a_taken_port_is_named(live: Site) -> None:
     """Each service says which port, and which setting moves it, in one sentence, and exits with 1."""
     for name, setting in (("broker", "FRAUDLIB_BROKER_PORT"), ("api", "FRAUDLIB_API_PORT")):
