@@ -159,7 +159,7 @@ def _load_scorer(bundle: Path | None) -> Any:
             f"{settings.artifacts}: no bundle is current there; name one with --bundle, set FRAUDLIB_ARTIFACTS_DIR, "
             "or train one with `python -m pipelines retrain`"
         )
-    return Scorer.load(folder, device=settings.device, threads=os.cpu_count() or 1)
+    return Scorer.load(folder, device=settings.device, threads=settings.score_threads)
 
 
 @cli.command()

@@ -219,6 +219,7 @@ def run(options: Options) -> int:
         ensure_bundle(stack, folder)
         for name, took in stack.start("broker", "api", "worker"):
             click.echo(f"{name:<8} ready after {took:.1f} s, log {stack.log(name)}")
+        click.echo(f"check    a first trip had its score after {1000 * stack.try_out():.0f} ms")
         url = stack.url
         click.echo(f"open     {url}/ for the live page, {url}/docs for the API")
         how = f"for {options.seconds:g} s" if options.seconds else "until Ctrl-C"

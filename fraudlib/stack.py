@@ -20,6 +20,8 @@ START_SECONDS: Final = {"broker": 20.0, "api": 30.0, "worker": 60.0}
 # The worker and the API drain within 15 s by contract; the broker goes last, as both need it to drain.
 STOP_SECONDS: Final = 16.0
 LOG_LINES: Final = 12
+TRY_TRIP: Final = b'{"trip_distance": 2.5, "fare_amount": 12.5, "duration_minutes": 15}'
+TRY_SECONDS: Final = 20.0
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -159,6 +161,30 @@ class Stack:
                 raise ServiceError(f"fraudlib {name} was not ready after {waited}; {self._last_lines(name)}")
             time.sleep(0.05)
         return name, time.monotonic() - since
+
+    def try_out(self) -> float:
+        """Send one plain trip and wait for its score; seconds that it took, the first being slower than any later.
+
+        Raises
+        ------
+        ServiceError
+            If no score comes back in time.
+        """
+        started = time.monotonic()
+        s = self.settings
+        headers = {"Content-Type": "application/json", "Prefer": f"wait={TRY_SECONDS:g}"}
+        with contextlib.closing(
+            http.client.HTTPConnection(reachable(s.api_host), s.api_port, timeout=30)
+        ) as connection:
+            try:
+                connection.request("POST", "/transaction", TRY_TRIP, headers)
+                status = connection.getresponse().status
+            except (OSError, http.client.HTTPException) as err:
+                self.check()
+                raise ServiceError(f"{self.url} did not answer ({err}); {self._last_lines('api')}") from err
+        if status != 200:
+            raise ServiceError(f"no score came back within {TRY_SECONDS:g} s; {self._last_lines('worker')}")
+        return time.monotonic() - started
 
     def check(self) -> None:
         """Raise ServiceError when a service has ended by itself."""

@@ -98,6 +98,7 @@ def test_the_demo_ends_by_itself_with_everything_scored_and_nothing_left(demo: D
     alerts = [text for text in lines if "  [planted: " in text]
     assert alerts
     assert all("score" in text and "expected" in text and " mi " in text and "zones" in text for text in alerts)
+    assert "a first trip had its score after" in demo.text
     assert "simulated" in lines[0]
     assert f"http://127.0.0.1:{demo.ports['--port']}/" in demo.text
     assert "\x1b[" not in demo.text
