@@ -121,7 +121,12 @@ class WorkerMetrics:
 class JsonFormatter(logging.Formatter):
     """One JSON object per line: ts (UTC), level, service, logger, message and the extra fields."""
 
-    _standard: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+    _standard: Final = frozenset(logging.makeLogRecord({}).__dict__) | {
+        "message",
+        "asctime",
+        "taskName",
+        "color_message",  # uvicorn repeats its message in colour
+    }
 
     def __init__(self, service: str) -> None:
         super().__init__()
