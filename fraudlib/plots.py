@@ -10,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.rcsetup import cycler
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from fraudlib import tariff
@@ -70,13 +71,13 @@ def volume_by_day(days: Mapping[str, NDArray[np.datetime64]], origin: str, ax: A
 
 
 def missing_shares(shares: Mapping[str, Mapping[str, float]], origin: str, ax: Axes) -> None:
-    """Share of rows without a value, by column and split; columns that are always there are left out.
+    """Share of rows without a value, by column and split; columns that are always or never there are left out.
 
     Parameters
     ----------
     shares : split -> column -> share.
     """
-    columns = [c for c in next(iter(shares.values())) if any(part[c] > 0 for part in shares.values())]
+    columns = [c for c in next(iter(shares.values())) if any(0 < part[c] < 1 for part in shares.values())]
     height = 0.8 / len(shares)
     for i, (split, part) in enumerate(shares.items()):
         y = np.arange(len(columns)) + (i - (len(shares) - 1) / 2) * height
@@ -150,6 +151,7 @@ def learning_curves(curve: Sequence[tuple[float, float]], loss: str, origin: str
     epochs = np.arange(1, len(curve) + 1)
     ax.plot(epochs, [train for train, _ in curve], color=BLUE, marker=".", label="training")
     ax.plot(epochs, [valid for _, valid in curve], "--", color=ORANGE, marker=".", label="validation")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel="epoch", ylabel=loss, title=f"Has it stopped learning, and does it hold on other trips? ({origin})")
     ax.legend()
 
@@ -169,7 +171,7 @@ def explained(fields: Sequence[str], baseline: Array, model: Array, origin: str,
     ax.invert_yaxis()
     ax.set(xlabel="mean absolute error, standard deviations", xlim=(0, None))
     ax.set_title(f"Which hidden fields can the others tell? ({origin})")
-    ax.legend()
+    ax.legend(loc="lower right")
 
 
 def surprise_quantiles(fields: Sequence[str], surprise: Array, origin: str, ax: Axes) -> None:
@@ -206,7 +208,8 @@ def score_histogram(score: Array, label: Bools, threshold: float, origin: str, a
     ax.axvline(threshold, color="black", lw=1.2, label=f"threshold {threshold:.2f}")
     ax.set(yscale="log", xlabel="anomaly score (2 is one honest trip in a hundred)", ylabel="share, %")
     ax.set_title(f"How well does the threshold part them? ({origin})")
-    ax.legend()
+    ax.set_ylim(top=8 * ax.get_ylim()[1])  # room for the legend
+    ax.legend(ncols=3, loc="upper right")
 
 
 def budget_kept(share: Array, realised: Array, n: int, origin: str, ax: Axes) -> None:
@@ -306,8 +309,9 @@ def recall_by_kind(kinds: Mapping[str, Mapping[str, Any]], origin: str, ax: Axes
     )
     ax.set_yticks(y, [name.replace("_", " ") for name in names])
     ax.invert_yaxis()
-    ax.set(xlabel="found at the threshold, %", xlim=(0, 100), title=f"Which kinds get away? ({origin})")
-    ax.legend(loc="lower left", fontsize=8)
+    ax.set(xlabel="found at the threshold, %", xlim=(0, 100))
+    ax.set_title(f"Which kinds get away? ({origin})", pad=22)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
 
 
 def false_positive_rate(months: Mapping[str, Interval], budget: float, origin: str, ax: Axes) -> None:
