@@ -50,6 +50,12 @@ def use_style(dpi: int = 72) -> None:
     )
 
 
+def _title_over_legend(ax: Axes, title: str, ncols: int) -> None:
+    """Title and legend above the axes, where no bar or dot can lie under them."""
+    ax.set_title(title, pad=22)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=ncols, borderaxespad=0.2)
+
+
 def volume_by_day(days: Mapping[str, NDArray[np.datetime64]], origin: str, ax: Axes) -> None:
     """Trips per day of each split.
 
@@ -84,8 +90,8 @@ def missing_shares(shares: Mapping[str, Mapping[str, float]], origin: str, ax: A
         ax.barh(y, [100 * part[c] for c in columns], height, color=SPLIT_COLOURS.get(split, GREY), label=split)
     ax.set_yticks(np.arange(len(columns)), columns)
     ax.invert_yaxis()
-    ax.set(xlabel="rows without a value, %", title=f"Which columns are blank together? ({origin})")
-    ax.legend()
+    ax.set_xlabel("rows without a value, %")
+    _title_over_legend(ax, f"Which columns are blank together? ({origin})", ncols=len(shares))
 
 
 def trips_by_hour(hour: NDArray[np.int64], weekend: Bools, origin: str, ax: Axes) -> None:
@@ -170,8 +176,7 @@ def explained(fields: Sequence[str], baseline: Array, model: Array, origin: str,
     ax.set_yticks(y, fields)
     ax.invert_yaxis()
     ax.set(xlabel="mean absolute error, standard deviations", xlim=(0, None))
-    ax.set_title(f"Which hidden fields can the others tell? ({origin})")
-    ax.legend(loc="lower right")
+    _title_over_legend(ax, f"Which hidden fields can the others tell? ({origin})", ncols=2)
 
 
 def surprise_quantiles(fields: Sequence[str], surprise: Array, origin: str, ax: Axes) -> None:
@@ -187,8 +192,7 @@ def surprise_quantiles(fields: Sequence[str], surprise: Array, origin: str, ax: 
     ax.set_yticks(y, fields)
     ax.invert_yaxis()
     ax.set(xscale="log", xlabel="surprise, in the prediction's own spreads (codes: nats)")
-    ax.set_title(f"Which fields have long honest tails? ({origin})")
-    ax.legend(title="quantile")
+    _title_over_legend(ax, f"Which fields have long honest tails? Quantiles of their surprise ({origin})", ncols=4)
 
 
 def score_histogram(score: Array, label: Bools, threshold: float, origin: str, ax: Axes) -> None:
@@ -310,8 +314,7 @@ def recall_by_kind(kinds: Mapping[str, Mapping[str, Any]], origin: str, ax: Axes
     ax.set_yticks(y, [name.replace("_", " ") for name in names])
     ax.invert_yaxis()
     ax.set(xlabel="found at the threshold, %", xlim=(0, 100))
-    ax.set_title(f"Which kinds get away? ({origin})", pad=22)
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+    _title_over_legend(ax, f"Which kinds get away? ({origin})", ncols=2)
 
 
 def false_positive_rate(months: Mapping[str, Interval], budget: float, origin: str, ax: Axes) -> None:

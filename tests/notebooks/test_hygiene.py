@@ -63,3 +63,33 @@ def test_figures_say_what_they_are_from(path: Path) -> None:
     text = path.read_text()
     assert "simulated sample" in text
     assert '"image/png"' in text
+
+
+@each
+def test_every_parameter_is_used(path: Path) -> None:
+    """A parameter that no other cell reads would promise what it does not do."""
+    notebook = nbformat.read(path, as_version=4)
+    (cell,) = [c for c in code(notebook) if "parameters" in c.metadata.get("tags", [])]
+    declared = {node.target.id for node in ast.parse(cell.source).body}
+    others = [ast.parse(c.source) for c in code(notebook) if c is not cell]
+    read = {node.id for tree in others for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    assert declared - read == set()
+
+
+@each
+def test_imports_come_first_and_stay_in_the_house(path: Path) -> None:
+    """Libraries and fraudlib alone, never another notebook or the pipelines."""
+    trees = [ast.parse(cell.source) for cell in code(nbformat.read(path, as_version=4))]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+    allowed = {"fraudlib", "matplotlib", "numpy", "pandas", "torch", "IPython", "platform"}
+    assert {name.split(".")[0] for name in names} <= allowed
+
+
+@each
+def test_loaded_data_is_compared(path: Path) -> None:
+    """The cell that shows what was loaded is compared with its kept output, the one of versions is not."""
+    tags = [cell.metadata.get("tags", []) for cell in code(nbformat.read(path, as_version=4))]
+    assert sum("nbval-check-output" in t for t in tags) == 1
+    assert "nbval-ignore-output" in tags[-1]
