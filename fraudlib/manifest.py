@@ -175,6 +175,8 @@ def set_current(artifacts: Path, bundle_id: str, reason: str, run_id: str = "") 
     BundleError
         If the bundle does not verify; the live one stays.
     """
+    if not bundle_id or "/" in bundle_id or "\\" in bundle_id or bundle_id.startswith("."):
+        raise BundleError(f"expected the name of a bundle folder in {artifacts}, found {bundle_id!r}")
     manifest = verify_files(artifacts / bundle_id)
     previous = current_bundle_name(artifacts)
     line = {

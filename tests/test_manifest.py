@@ -167,3 +167,11 @@ def test_a_history_line_cut_by_a_crash_is_left_out(tmp_path: Path, seal: Seal) -
     with (tmp_path / HISTORY).open("a") as file:
         file.write('{"at": "2026')
     assert [line["bundle_id"] for line in manifest.read_history(tmp_path)] == [ONE]
+
+
+@pytest.mark.parametrize("name", ["", "../elsewhere/bundle", "sub/bundle", ".sealing-1", ".."])
+def test_only_a_folder_of_the_artifacts_can_be_made_current(tmp_path: Path, name: str) -> None:
+    """A name that leaves the artifacts folder is refused, and nothing is written."""
+    with pytest.raises(BundleError, match="name of a bundle folder"):
+        manifest.set_current(tmp_path, name, "by hand")
+    assert list(tmp_path.iterdir()) == []
