@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ REMEMBERED: Final = 256
 BACKLOG: Final = 256
 
 
-class _Tail:
+class _Tail(ABC):
     """Reads the end of every partition of a topic, outside any consumer group."""
 
     topic: str
@@ -71,8 +72,9 @@ class _Tail:
     async def _begin(self, consumer: AIOKafkaConsumer, partitions: list[TopicPartition]) -> None:
         await consumer.seek_to_end(*partitions)
 
+    @abstractmethod
     async def _read(self, consumer: AIOKafkaConsumer) -> None:
-        raise NotImplementedError
+        """Take what comes until it is cancelled."""
 
 
 class ScoreFeed(_Tail):

@@ -382,12 +382,21 @@ def _digit_slip(rows: Rows, rng: Rng) -> None:
 
 _KINDS: Final = (
     Kind("rate_code_open", "rate", True, "NYC TLC 2010: 286,000 trips on code 4 in the city", _city, _rate_code_open),
-    Kind("rate_code_hidden", "rate", True, "NYC DA 2010: double rate with the code hidden", _city, _rate_code_hidden),
     Kind(
-        "flat_fare", "rate", True, "JFK flat fare abuse, Daily Mail 2006, TLC rate code 2", _flat_eligible, _flat_fare
+        "rate_code_hidden", "rate", True, "the 2010 case with a code that reads 1 (proposal)", _city, _rate_code_hidden
+    ),
+    Kind(
+        "flat_fare",
+        "rate",
+        True,
+        "press reports of other fares where the JFK flat fare is due",
+        _flat_eligible,
+        _flat_fare,
     ),
     Kind("ghost_card", "ghost", True, "NYC DOI 2016: fictitious rides on stolen cards, 100-499 USD", _ordinary, _ghost),
-    Kind("no_show_fee", "ghost", False, "SCMP 2016: ghost drivers ending trips before pickup", _ordinary, _no_show),
+    Kind(
+        "no_show_fee", "ghost", False, "Uber China 2016: ghost drivers ending trips before pickup", _ordinary, _no_show
+    ),
     Kind(
         "toll_phantom",
         "charges",
@@ -404,20 +413,34 @@ _KINDS: Final = (
         _with_toll,
         _toll_inflated,
     ),
-    Kind("surcharge_stacking", "charges", True, "TLC 2009: surcharges outside their hours", _moving, _surcharge),
-    Kind("padded_total", "charges", True, "NY AG 2025: totals above the sum of their parts", _moving, _padded_total),
+    Kind(
+        "surcharge_stacking",
+        "charges",
+        True,
+        "no public case found; not due, or charged twice (proposal)",
+        _moving,
+        _surcharge,
+    ),
+    Kind("padded_total", "charges", True, "no public case found; +1-15 USD (proposal)", _moving, _padded_total),
     Kind(
         "meter_zapper",
         "travel",
         False,
-        "NYC 1997, Fuzhou 2012: pulses added to the meter",
+        "New York 1990s and Fuzhou: pulses added to the meter",
         _metered_trip,
         _meter_zapper,
     ),
     Kind("long_haul", "travel", False, "Las Vegas audit 2012: 22.5 % of airport trips", _metered_trip, _long_haul),
     Kind("gps_spoof", "travel", False, "Uber Lagos 2017: two trips' miles added", _metered_trip, _gps_spoof),
     Kind("tip_quiet", "tips", False, "card terminal entry, +5-20 USD (proposal)", _card, _tip_quiet),
-    Kind("tip_crude", "tips", True, "San Francisco 2021: tips of 10 and 100 times", _card, _tip_crude),
+    Kind(
+        "tip_crude",
+        "tips",
+        True,
+        "San Francisco 2021: amounts far above the fare entered on the terminal",
+        _card,
+        _tip_crude,
+    ),
     Kind("resubmitted", "repeat", False, "no public case found; 1.00-1.05 of the original", _metered_trip, _resubmit),
     Kind("waiting_meter", "unlisted", True, "test only", _metered_trip, _waiting_meter, listed=False),
     Kind("double_charge", "unlisted", True, "test only", _moving, _double_charge, listed=False),

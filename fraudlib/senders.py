@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import time
 import urllib.parse
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from threading import Event
@@ -53,7 +54,7 @@ class _ComeAgainError(Exception):
         self.seconds = seconds
 
 
-class _Patient:
+class _Patient(ABC):
     """Sends again what was not taken, until the other side has been away for too long.
 
     Parameters
@@ -102,9 +103,9 @@ class _Patient:
         if self._stop.wait(err.seconds):
             raise ServiceError(f"{err}; stopped before it could be sent again") from err
 
+    @abstractmethod
     def _try(self, ids: Sequence[str], records: Sequence[bytes], pending: list[int], answer: Answer) -> None:
         """One try with what is pending; _ComeAgainError where some of it is to be sent again."""
-        raise NotImplementedError
 
 
 class HttpSender(_Patient):
