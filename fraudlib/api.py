@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from fraudlib import __version__, problems
 from fraudlib.broker import listener
+from fraudlib.deadlines import Protocol
 from fraudlib.feeds import AlertFeed, ScoreFeed
 from fraudlib.gate import Gate
 from fraudlib.intake import CHUNK, Bulk, lines_of, outcome_problem, parse_object, prepare
@@ -384,6 +385,8 @@ def serve(settings: Settings) -> int:
         access_log=False,
         log_config=None,
         server_header=False,
+        http=Protocol,
+        ws="none",
         timeout_graceful_shutdown=DRAIN_SECONDS,
         timeout_keep_alive=5,
     )

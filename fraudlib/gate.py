@@ -15,7 +15,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-BODY_SECONDS: Final = 10.0
+BODY_SECONDS: Final = 9.5
+BODY_BYTES_A_SECOND: Final = 16_384
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "OPTIONS"})
 
 
@@ -78,23 +79,28 @@ class Gate:
 
 
 class _Measured:
-    """A receive that stops a body which is too long or too slow, before it is buffered."""
+    """A receive that stops a body which is too long or too slow, before it is buffered.
+
+    A body may be waited for BODY_SECONDS, and a second more for every BODY_BYTES_A_SECOND that have come: a large one
+    on a slow line passes, and a trickle does not. Time in which nobody asked for more is not counted.
+    """
 
     def __init__(self, receive: Receive, limit: int) -> None:
         self._receive, self._limit, self._read, self._done = receive, limit, 0, False
+        self._waited = 0.0
 
     async def __call__(self) -> Message:
         if self._done:
             return await self._receive()
+        started = time.perf_counter()
         try:
-            async with asyncio.timeout(BODY_SECONDS):
+            async with asyncio.timeout(BODY_SECONDS + self._read / BODY_BYTES_A_SECOND - self._waited):
                 message = await self._receive()
         except TimeoutError:
             raise Problem(
-                408,
-                f"no more of the body came within {BODY_SECONDS:.0f} s; send it again",
-                headers={"Connection": "close"},
+                408, "the body came too slowly to wait for its end; send it again", headers={"Connection": "close"}
             ) from None
+        self._waited += time.perf_counter() - started
         if message["type"] == "http.request":
             self._read += len(message.get("body", b""))
             self._done = not message.get("more_body", False)

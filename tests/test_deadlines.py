@@ -1,0 +1,208 @@
+"""Slow clients over real sockets: each is let go in time, and none holds the shutdown up."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from fraudlib import deadlines, gate
+from fraudlib.api import create_app
+from fraudlib.deadlines import Protocol
+from fraudlib.settings import Settings
+
+HEAD = b"POST /transaction HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 4000\r\n"
+GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+class Quick(Protocol):
+    """The protocol with deadlines that a test can wait for."""
+
+    head_seconds, stall_seconds, head_bytes = 0.5, 0.5, 8192
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[tuple[str, int]]:
+    """The API on a socket of its own, with short deadlines and without a broker."""
+    config = uvicorn.Config(
+        create_app(Settings(kafka_bootstrap_servers="127.0.0.1:1")), http=Quick, log_config=None, timeout_keep_alive=1
+    )
+    server = uvicorn.Server(config)
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield sock.getsockname()
+        server.should_exit = True
+        thread.join()
+
+
+def closed_after(address: tuple[str, int], client: Callable[[socket.socket, float], None], most: float = 3.0) -> float:
+    """Seconds until the server closed the connection on a client that goes on sending."""
+    with socket.create_connection(address, most) as sock:
+        started = time.monotonic()
+        stop = threading.Event()
+
+        def trickle() -> None:
+            try:
+                while not stop.wait(0.05):
+                    client(sock, time.monotonic() - started)
+            except OSError:
+                return
+
+        sender = threading.Thread(target=trickle)
+        sender.start()
+        try:
+            while sock.recv(65536):
+                pass
+        except ConnectionError:
+            pass
+        finally:
+            stop.set()
+            sender.join()
+        return time.monotonic() - started
+
+
+def once(data: bytes) -> Callable[[socket.socket, float], None]:
+    """A client that sends its bytes and then nothing more."""
+    left = [data]
+    return lambda sock, seconds: sock.sendall(left.pop()) if left else None
+
+
+def first_then(first: bytes, rest: bytes) -> Callable[[socket.socket, float], None]:
+    """A client that sends its first bytes, and then the rest over and over."""
+    parts = [first]
+    return lambda sock, seconds: sock.sendall(parts.pop() if parts else rest)
+
+
+def pour(sock: socket.socket, data: bytes) -> None:
+    """Send it over and over, for longer than any deadline, without reading."""
+    for _ in range(400):
+        sock.sendall(data)
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    "client",
+    [
+        once(b""),
+        once(HEAD),
+        first_then(HEAD, b"X-Slow: y\r\n"),
+        first_then(b"", b"\r\n"),
+        first_then(GET, b"\r\n"),
+        first_then(GET, b"G"),
+    ],
+    ids=["silent", "half-a-head", "endless-head", "empty-lines", "empty-lines-after-an-answer", "garbage"],
+)
+def test_a_head_that_does_not_end_closes_the_connection(
+    address: tuple[str, int], client: Callable[[socket.socket, float], None]
+) -> None:
+    """Silence, a trickle, and a trickle between two requests: none outlives the deadline."""
+    assert closed_after(address, client) < 1.5
+
+
+def test_a_body_that_trickles_is_answered_408_and_closed(
+    address: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A byte now and then does not put the end of the wait off."""
+    monkeypatch.setattr(gate, "BODY_SECONDS", 0.5)
+    with socket.create_connection(address, 3) as sock:
+        sock.sendall(HEAD + b"\r\n")
+        started = time.monotonic()
+        sock.settimeout(0.05)
+        answer = b""
+        while time.monotonic() - started < 3:
+            try:
+                part = sock.recv(65536)
+            except TimeoutError:
+                sock.sendall(b" ")
+                continue
+            if not part:
+                break
+            answer += part
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"application/problem+json" in answer
+    assert time.monotonic() - started < 1.5
+
+
+def test_a_body_that_nobody_reads_does_not_keep_the_connection(address: tuple[str, int]) -> None:
+    """Refused by its address, the request is answered, and its unfinished body does not hold the place."""
+    head = b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 4000\r\n\r\n"
+    assert closed_after(address, first_then(head, b" ")) < 1.5
+
+
+def test_a_head_that_is_too_long_is_refused(address: tuple[str, int]) -> None:
+    """A head without end costs no memory."""
+    with socket.create_connection(address, 3) as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\nX: ")
+        with pytest.raises(OSError, match=r"reset|pipe"):
+            pour(sock, b"y" * 1000)
+
+
+def test_a_quick_client_is_not_disturbed(address: tuple[str, int]) -> None:
+    """One connection serves request after request for longer than any deadline, pipelined ones in order."""
+    with socket.create_connection(address, 3) as sock:
+        started = time.monotonic()
+        while time.monotonic() - started < 1.2:
+            sock.sendall(GET * 2)
+            answer = b""
+            while answer.count(b"alive") < 2:
+                answer += sock.recv(65536)
+            assert answer.count(b"HTTP/1.1 200 OK") == 2
+            time.sleep(0.2)
+
+
+def test_an_answer_that_nobody_takes_is_dropped(address: tuple[str, int]) -> None:
+    """A client that asks and does not read loses its connection, however much still waits for it."""
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect(address)
+        sock.settimeout(3)
+        page = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
+        with pytest.raises(OSError, match=r"reset|pipe"):
+            pour(sock, page * 20)
+
+
+def test_the_deadlines_are_within_ten_seconds() -> None:
+    """What the README says of slow clients."""
+    assert max(deadlines.HEAD_SECONDS, deadlines.STALL_SECONDS, gate.BODY_SECONDS) < 10
+
+
+def test_a_stop_waits_for_nobody_who_is_slow(tmp_path: Path) -> None:
+    """SIGTERM with an alert stream, half a head and half a body open ends the API with 0, well before 15 s."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    env = os.environ | {"FRAUDLIB_API_PORT": str(port), "FRAUDLIB_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}
+    log = tmp_path / "api.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen([sys.executable, "-m", "fraudlib.cli", "api"], env=env, stdout=file, stderr=file)
+    socks: list[socket.socket] = []
+    try:
+        end = time.monotonic() + 40
+        while b"startup complete" not in log.read_bytes():
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.05)
+        opening = (b"GET /alerts HTTP/1.1\r\nHost: x\r\n\r\n", HEAD, HEAD + b"\r\n{")
+        socks += [socket.create_connection(("127.0.0.1", port), 5) for _ in opening]
+        for sock, data in zip(socks, opening, strict=True):
+            sock.sendall(data)
+        assert socks[0].recv(4096).startswith(b"HTTP/1.1 200")
+        started = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(12) == 0, log.read_text()
+        assert time.monotonic() - started < 8
+    finally:
+        process.kill()
+        process.wait()
+        for sock in socks:
+            sock.close()
