@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache, lru_cache
+from itertools import repeat
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
@@ -141,18 +142,18 @@ def _table(checked: Checked) -> dict[str, Sequence[Any]]:
     """Columns of the objects by canonical name."""
     objects = checked.objects
     if set(map(type, objects)) == {dict}:
-        # Usual case: one sender, one shape. The parser shares the keys, so comparing them is cheap.
-        keys = tuple(objects[0])
-        if list(map(tuple, objects)).count(keys) == len(objects) and _plan(keys).is_canonical:
-            return _transposed(keys, objects)
-    shapes = _canonise(checked)
+        # Usual case: canonical names in a few shapes. The parser shares the keys, so comparing them is cheap.
+        shapes = set(map(tuple, objects))
+        if all(_plan(keys).is_canonical for keys in shapes):
+            return _columns(shapes, objects)
+    return _columns(_canonise(checked), objects)
+
+
+def _columns(shapes: set[tuple[str, ...]], objects: list[dict[str, Any]]) -> dict[str, Sequence[Any]]:
     if len(shapes) == 1:
-        return _transposed(next(iter(shapes)), checked.objects)
-    return {name: [o.get(name) for o in checked.objects] for name in sorted(set().union(*shapes))}
-
-
-def _transposed(keys: tuple[str, ...], objects: list[dict[str, Any]]) -> dict[str, Sequence[Any]]:
-    return dict(zip(keys, zip(*map(dict.values, objects), strict=True), strict=True))
+        (keys,) = shapes
+        return dict(zip(keys, zip(*map(dict.values, objects), strict=True), strict=True))
+    return {name: list(map(dict.get, objects, repeat(name))) for name in sorted(set().union(*shapes))}
 
 
 def _canonise(checked: Checked) -> set[tuple[str, ...]]:
