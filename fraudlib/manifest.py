@@ -149,7 +149,12 @@ def verify_files(folder: Path) -> Manifest:
 
 
 def current_bundle(artifacts: Path) -> Path | None:
-    """Folder of the live bundle, None where none is live.
+    """Folder of the live bundle, None where none is live; raises as `pointed_bundle` does."""
+    return pointed_bundle(artifacts, CURRENT)
+
+
+def pointed_bundle(artifacts: Path, pointer: str) -> Path | None:
+    """Folder that a pointer in the artifacts folder names, None where there is no such pointer.
 
     Raises
     ------
@@ -157,13 +162,13 @@ def current_bundle(artifacts: Path) -> Path | None:
         If the pointer names a folder that is not there, or something that is no folder name.
     """
     try:
-        name = (artifacts / CURRENT).read_text("utf-8").strip()
+        name = (artifacts / pointer).read_text("utf-8").strip()
     except FileNotFoundError:
         return None
     if not name or "/" in name or name.startswith("."):
-        raise BundleError(f"{artifacts / CURRENT}: expected the name of a bundle folder, found {name!r}")
+        raise BundleError(f"{artifacts / pointer}: expected the name of a bundle folder, found {name!r}")
     if not (artifacts / name).is_dir():
-        raise BundleError(f"{artifacts / CURRENT} names {name}, which is not there; promote another bundle")
+        raise BundleError(f"{artifacts / pointer} names {name}, which is not there; promote another bundle")
     return artifacts / name
 
 

@@ -89,5 +89,6 @@ class RunPaths:
 
 
 CURRENT = "current"  # in the artifacts folder: the name of the live bundle's folder
+SHADOW = "shadow"  # in the artifacts folder: the name of a bundle that is scored beside the live one, if any
 HISTORY = "history.jsonl"  # in the artifacts folder: what was live from when, and why
 MANIFEST = "manifest.json"  # in a bundle

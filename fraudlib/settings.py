@@ -36,6 +36,13 @@ class Settings(BaseSettings):
     watchdog_seconds: float = Field(30.0, gt=0, description="lag without progress after which a worker gives up, in s")
     session_timeout_ms: int = Field(6000, ge=1000, description="silence after which the group drops a worker, in ms")
     reload_seconds: float = Field(2.0, gt=0, description="how often the worker looks for a new current bundle, in s")
+    state_dir: Path = Field(
+        Path("runs/state"), description="folder of the workers' crash journals; relative to the project's root"
+    )
+    shadow_share: float = Field(
+        0.1, ge=0, le=1, description="share of the batches that the bundle of artifacts/shadow scores too; 0: none"
+    )
+    drift_window_seconds: float = Field(1800.0, gt=0, description="window over which drift is measured, in s")
     max_body_bytes: int = Field(1_048_576, ge=1024, description="largest body of one transaction or label, in bytes")
     max_batch_body_bytes: int = Field(67_108_864, ge=1024, description="largest body of POST /transactions, in bytes")
     max_in_flight: int = Field(1000, ge=1, description="requests admitted at once before 503 with Retry-After")
@@ -49,3 +56,8 @@ class Settings(BaseSettings):
     def artifacts(self) -> Path:
         """Absolute artifacts folder."""
         return paths.resolve(self.artifacts_dir)
+
+    @property
+    def state(self) -> Path:
+        """Absolute folder of the crash journals."""
+        return paths.resolve(self.state_dir)
