@@ -5,6 +5,7 @@ import contextlib
 import logging
 import re
 import signal
+import time
 from collections.abc import AsyncIterable, AsyncIterator
 from importlib import resources
 from types import FrameType
@@ -19,10 +20,12 @@ from prometheus_client import CollectorRegistry, generate_latest
 from pydantic import ValidationError
 
 from fraudlib import __version__, problems
+from fraudlib.backlog import Backlog
 from fraudlib.broker import listener
 from fraudlib.deadlines import Protocol
 from fraudlib.feeds import AlertFeed, ScoreFeed
 from fraudlib.gate import Gate
+from fraudlib.idempotency import Answers
 from fraudlib.intake import CHUNK, Bulk, lines_of, outcome_problem, parse_object, prepare
 from fraudlib.kafka import NotSentError, OutcomeUnknownError
 from fraudlib.link import Link
@@ -49,9 +52,11 @@ _is_plain_name = re.compile(r"[A-Za-z0-9_ -]{1,64}", re.ASCII).fullmatch
 _PROBLEM: Final[dict[str, Any]] = {"model": ProblemDetails}
 _FAILURES: Final[dict[int | str, dict[str, Any]]] = {
     400: _PROBLEM | {"description": "cannot be read"},
+    408: _PROBLEM | {"description": "the body came too slowly"},
     413: _PROBLEM | {"description": "too large"},
     415: _PROBLEM | {"description": "another media type"},
     422: _PROBLEM | {"description": "cannot be a record; `errors` names the fields"},
+    429: _PROBLEM | {"description": "the workers lag behind; nothing was taken, see Retry-After"},
     503: _PROBLEM | {"description": "not taken, for certain; see Retry-After"},
     504: _PROBLEM | {"description": "outcome-unknown: taken or not; the same transaction_id may be sent again"},
 }
@@ -63,8 +68,10 @@ class Services:
     def __init__(self, settings: Settings, registry: CollectorRegistry) -> None:
         self.settings = settings
         self.metrics = ApiMetrics(registry)
+        self.answers = Answers(settings)
         self.scores = ScoreFeed(settings)
         self.alerts = AlertFeed(settings)
+        self.backlog = Backlog(settings, self.metrics)
         self.link = Link(settings, self.metrics, self._restart_feeds)
 
     def _restart_feeds(self) -> None:
@@ -74,7 +81,7 @@ class Services:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keep the link and the feeds alive."""
-        tasks = [asyncio.create_task(part.run()) for part in (self.link, self.scores, self.alerts)]
+        tasks = [asyncio.create_task(part.run()) for part in (self.link, self.scores, self.alerts, self.backlog)]
         try:
             yield
         finally:
@@ -173,7 +180,11 @@ def _add_transaction(app: FastAPI, services: Services) -> None:
         "/transaction",
         status_code=202,
         response_model=Accepted,
-        responses={200: {"model": Scored, "description": "`Prefer: wait=N` was met: the score"}, **_FAILURES},
+        responses={
+            200: {"model": Scored, "description": "`Prefer: wait=N` was met: the score"},
+            409: _PROBLEM | {"description": "the first request with this Idempotency-Key is under way"},
+            **_FAILURES,
+        },
         openapi_extra=_body(Transaction.model_json_schema(), "application/json", examples=examples)
         | {
             "parameters": [
@@ -183,34 +194,47 @@ def _add_transaction(app: FastAPI, services: Services) -> None:
         },
     )
     async def post_transaction(request: Request) -> Response:
-        """Take one transaction; 202 once the broker has it, with `Prefer: wait=N` 200 with its score."""
+        """Take one transaction; 202 once the broker has it, with `Prefer: wait=N` 200 with its score.
+
+        The same Idempotency-Key, which is also the transaction's identity, with the same body gets the same answer
+        and sends nothing twice, as long as this process remembers it.
+        """
+        services.backlog.require_room()
         _require_media(request, "application/json")
-        wait, given_id = _wait_seconds(request, services.settings.max_wait_seconds), _given_id(request)
-        try:
-            transaction_id, message, ignored = prepare(parse_object(await request.body()), given_id)
-        except Problem:
-            services.metrics.items.labels("invalid").inc()
-            raise
-        services.require_broker()
-        answer: dict[str, Any] = {"transaction_id": transaction_id, "status": "accepted"}
-        if names := [name for name in ignored if _is_plain_name(name)][:10]:
-            answer["ignored"] = names
-        if wait is None:
-            await _accept(services, transaction_id, message)
-            return _json(answer, 202)
-        headers = {"Preference-Applied": f"wait={wait:g}"}
-        future = await services.scores.expect(transaction_id)
-        try:
-            async with asyncio.timeout(wait) as deadline:
-                await _accept(services, transaction_id, message)
-                score = orjson.loads(await future)
-        except TimeoutError:
-            if not deadline.expired():
-                raise
-            return _json(answer, 202, headers)
-        finally:
-            services.scores.forget(transaction_id, future)
-        return _json(score | answer | {"status": "scored"}, 200, headers)
+        wait, key = _wait_seconds(request, services.settings.max_wait_seconds), _given_id(request)
+        body = await request.body()
+        if key is None:
+            return await _take(services, body, None, wait)
+        return await services.answers.once(key, body, lambda: _take(services, body, key, wait))
+
+
+async def _take(services: Services, body: bytes, given_id: str | None, wait: float | None) -> Response:
+    """Check and send one transaction, and wait for its score at most `wait` seconds; None does not wait."""
+    try:
+        transaction_id, message, ignored = prepare(parse_object(body), given_id)
+    except Problem:
+        services.metrics.items.labels("invalid").inc()
+        raise
+    services.require_broker()
+    answer: dict[str, Any] = {"transaction_id": transaction_id, "status": "accepted"}
+    if names := [name for name in ignored if _is_plain_name(name)][:10]:
+        answer["ignored"] = names
+    if wait is None:
+        await _accept(services, transaction_id, message)
+        return _json(answer, 202)
+    headers = {"Preference-Applied": f"wait={wait:g}"}
+    end = time.monotonic() + wait
+    future = await services.scores.expect(transaction_id)
+    try:
+        # However short the wait is, nothing is called accepted before the broker has it.
+        await _accept(services, transaction_id, message)
+        async with asyncio.timeout(max(0.0, end - time.monotonic())):
+            score = orjson.loads(await future)
+    except TimeoutError:
+        return _json(answer, 202, headers)
+    finally:
+        services.scores.forget(transaction_id, future)
+    return _json(score | answer | {"status": "scored"}, 200, headers)
 
 
 async def _accept(services: Services, transaction_id: str, message: bytes) -> None:
@@ -236,7 +260,10 @@ def _add_transactions(app: FastAPI, services: Services) -> None:
     )
     async def post_transactions(request: Request) -> Response:
         """Take many transactions, NDJSON or a JSON array; each gets its own result, a bad one sinks no other."""
+        services.backlog.require_room()
         kind = _require_media(request, "application/x-ndjson", "application/json")
+        if "idempotency-key" in request.headers:
+            raise Problem(400, "expected no Idempotency-Key here; give every transaction its own transaction_id")
         services.require_broker()
         bulk = Bulk(services.link.publisher, services.metrics)
         try:

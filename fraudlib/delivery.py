@@ -1,4 +1,8 @@
-"""The reader's side of the delivery promise: at least once in the log, exactly once behind this filter."""
+"""The reader's side of the delivery promise: at least once in the log, exactly once behind these filters."""
+
+from typing import Final
+
+REMEMBERED_IDS: Final = 100_000
 
 
 class Deduplicator:
@@ -23,4 +27,35 @@ class Deduplicator:
         if src_offset <= self._last.get(src_partition, -1):
             return False
         self._last[src_partition] = src_offset
+        return True
+
+
+class FirstOfId:
+    """Passes each transaction_id once: what a client sent again, unsure of the first time, is in the log twice.
+
+    A retry goes to the partition of the first, so that its score comes later in the same partition. Remembers the
+    latest ids only, the first ones forgotten first; ask it after `Deduplicator`.
+
+    Parameters
+    ----------
+    remembered : how many ids.
+
+    Examples
+    --------
+    >>> is_first = FirstOfId()
+    >>> [is_first("a"), is_first("b"), is_first("a")]
+    [True, True, False]
+    """
+
+    def __init__(self, remembered: int = REMEMBERED_IDS) -> None:
+        self._remembered = remembered
+        self._ids: dict[str, None] = {}
+
+    def __call__(self, transaction_id: str) -> bool:
+        """Whether this id has not been seen lately."""
+        if transaction_id in self._ids:
+            return False
+        self._ids[transaction_id] = None
+        if len(self._ids) > self._remembered:
+            del self._ids[next(iter(self._ids))]
         return True

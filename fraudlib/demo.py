@@ -20,7 +20,7 @@ import orjson
 from aiokafka import AIOKafkaConsumer
 
 from fraudlib import paths
-from fraudlib.delivery import Deduplicator
+from fraudlib.delivery import Deduplicator, FirstOfId
 from fraudlib.errors import ServiceError
 from fraudlib.manifest import current_bundle
 from fraudlib.schema import TOPIC_ALERTS, TOPIC_DEAD_LETTERS, TOPIC_SCORES
@@ -133,7 +133,7 @@ class Reader:
 
     def __init__(self, settings: Settings, tally: Tally, screen: Screen) -> None:
         self._tally, self._screen = tally, screen
-        self._filters = {topic: Deduplicator() for topic in (TOPIC_SCORES, TOPIC_ALERTS)}
+        self._filters = {topic: (Deduplicator(), FirstOfId()) for topic in (TOPIC_SCORES, TOPIC_ALERTS)}
         self.consumer = AIOKafkaConsumer(
             *self._filters,
             TOPIC_DEAD_LETTERS,
@@ -157,7 +157,8 @@ class Reader:
             self._tally.dead_letter((key or b"").decode("utf-8", "replace"))
             return
         content = orjson.loads(value)
-        if not self._filters[topic](content["src_partition"], content["src_offset"]):
+        is_fresh, is_first = self._filters[topic]
+        if not is_fresh(content["src_partition"], content["src_offset"]) or not is_first(content["transaction_id"]):
             return
         if topic == TOPIC_SCORES:
             self._tally.score(content, now)

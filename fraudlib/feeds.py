@@ -12,7 +12,7 @@ import orjson
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
-from fraudlib.delivery import Deduplicator
+from fraudlib.delivery import Deduplicator, FirstOfId
 from fraudlib.kafka import client_options
 from fraudlib.schema import TOPIC_ALERTS, TOPIC_SCORES
 from fraudlib.settings import Settings
@@ -159,7 +159,7 @@ class AlertFeed(_Tail):
         super().__init__(settings)
         self._recent: deque[Alert] = deque(maxlen=REMEMBERED)
         self._followers: set[asyncio.Queue[Alert | None]] = set()
-        self._is_fresh = Deduplicator()
+        self._is_fresh, self._is_first = Deduplicator(), FirstOfId()
         self._read_at: dict[str, int] = {}  # place in the log -> hash of what was there, the latest ones
         self._last_at: dict[int, int] = {}
         self._closing = False
@@ -215,7 +215,7 @@ class AlertFeed(_Tail):
             if self._read_at.get(alert.id) == digest:
                 return
             # Something else at a place that was read before: the log began anew, and source positions with it.
-            self._is_fresh = Deduplicator()
+            self._is_fresh, self._is_first = Deduplicator(), FirstOfId()
             self._read_at.clear()
             self._last_at.clear()
         self._last_at[message.partition] = message.offset
@@ -225,6 +225,7 @@ class AlertFeed(_Tail):
         try:
             source = orjson.loads(message.value)
             is_fresh = self._is_fresh(source["src_partition"], source["src_offset"])
+            is_fresh = is_fresh and self._is_first(source["transaction_id"])
         except (orjson.JSONDecodeError, KeyError, TypeError):
             log.warning("no alert", extra={"partition": message.partition, "offset": message.offset})
             return

@@ -47,6 +47,11 @@ class Settings(BaseSettings):
     max_batch_body_bytes: int = Field(67_108_864, ge=1024, description="largest body of POST /transactions, in bytes")
     max_in_flight: int = Field(1000, ge=1, description="requests admitted at once before 503 with Retry-After")
     max_bulk_in_flight: int = Field(4, ge=1, description="POST /transactions admitted at once before 503")
+    max_lag: int = Field(
+        1_000_000, ge=1, description="transactions that may wait for the workers before 429 with Retry-After"
+    )
+    idempotency_keys: int = Field(50_000, ge=1, description="Idempotency-Keys that one API process remembers")
+    idempotency_seconds: float = Field(3600.0, gt=0, description="how long it remembers them, in s")
     max_streams: int = Field(200, ge=1, description="clients that may follow GET /alerts at once")
     send_timeout_seconds: float = Field(5.0, gt=0, description="longest wait for the broker's acknowledgement, in s")
     max_wait_seconds: float = Field(30.0, gt=0, description="upper bound of Prefer: wait, in s")

@@ -75,6 +75,9 @@ class ApiMetrics:
             "fraudlib_api_publish_seconds", "time to the broker's acknowledgement", buckets=SECONDS, registry=registry
         )
         self.broker_up = Gauge("fraudlib_api_broker_up", "1 while the broker answers", registry=registry)
+        self.backlog = Gauge(
+            "fraudlib_api_backlog", "transactions that wait for the workers; NaN where unknown", registry=registry
+        )
         self.rebuilds = Counter("fraudlib_api_producer_rebuilds_total", "producers replaced", registry=registry)
         self.streams = Gauge("fraudlib_api_alert_streams", "clients that follow GET /alerts", registry=registry)
         self.labels = Counter("fraudlib_api_labels_total", "labels accepted", ["verdict"], registry=registry)

@@ -3,11 +3,13 @@
 import asyncio
 import json
 import re
+import time
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fastapi import Response
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,6 +19,7 @@ from fraudlib import gate
 from fraudlib.api import create_app
 from fraudlib.feeds import AlertFeed
 from fraudlib.gate import Gate
+from fraudlib.idempotency import Answers
 from fraudlib.kafka import NotSentError, OutcomeUnknownError, Row
 from fraudlib.problems import Problem
 from fraudlib.settings import Settings
@@ -33,13 +36,15 @@ class Broker:
     def __init__(self) -> None:
         self.messages: list[tuple[str, bytes | None, bytes | None]] = []
         self.error: NotSentError | OutcomeUnknownError | None = None
+        self.seconds = 0.0
 
     async def partitions(self, topic: str) -> int:
         """Always 4."""
         return 4
 
     async def send(self, topic: str, key: bytes, value: bytes) -> None:
-        """Keep one message."""
+        """Keep one message, after a while."""
+        await asyncio.sleep(self.seconds)
         if self.error:
             raise self.error
         self.messages.append((topic, key, value))
@@ -122,9 +127,9 @@ def test_the_client_may_name_the_transaction(client: TestClient, broker: Broker)
     assert client.post("/transaction", json=TRIP | {"transaction_id": "a"}).json()["transaction_id"] == "a"
     named = client.post("/transaction", json=TRIP, headers={"Idempotency-Key": '"b"'})
     assert named.json()["transaction_id"] == "b"
-    both = client.post("/transaction", json=TRIP | {"transaction_id": "a"}, headers={"Idempotency-Key": "b"})
+    both = client.post("/transaction", json=TRIP | {"transaction_id": "a"}, headers={"Idempotency-Key": "c"})
     assert is_problem(both, 422, "invalid-transaction")
-    bad = client.post("/transaction", json=TRIP, headers={"Idempotency-Key": "b c"})
+    bad = client.post("/transaction", json=TRIP, headers={"Idempotency-Key": "d e"})
     assert is_problem(bad, 400, "malformed-request")
     assert len(broker.messages) == 2
 
@@ -271,6 +276,133 @@ def test_prefer_wait_without_a_score_is_accepted(client: TestClient) -> None:
     assert response.status_code == 202
     assert response.headers["preference-applied"] == "wait=0.05"
     assert client.app.state.services.scores._waiters == {}  # type: ignore[attr-defined]
+
+
+def test_nothing_is_accepted_before_the_broker_has_it(client: TestClient, broker: Broker) -> None:
+    """A wait shorter than the broker's acknowledgement does not turn an unknown outcome into a 202."""
+    client.app.state.services.scores._follows.set()  # type: ignore[attr-defined]
+    broker.seconds = 0.2
+    assert client.post("/transaction", json=TRIP, headers={"Prefer": "wait=0.05"}).status_code == 202
+    assert len(broker.messages) == 1
+    broker.error = OutcomeUnknownError("the broker did not acknowledge in time")
+    response = client.post("/transaction", json=TRIP, headers={"Prefer": "wait=0.05"})
+    assert is_problem(response, 504, "outcome-unknown")
+
+
+# -- Idempotency-Key --------------------------------------------------------------------------------------------------
+
+
+def post_as(client: TestClient, key: str, body: dict[str, Any] = TRIP) -> Any:
+    """Response to a transaction under an Idempotency-Key."""
+    return client.post("/transaction", json=body, headers={"Idempotency-Key": key})
+
+
+def test_the_same_request_again_gets_the_same_answer(client: TestClient, broker: Broker) -> None:
+    """The first answer is given again and says so; nothing is sent twice."""
+    first, again = post_as(client, "a"), post_as(client, "a")
+    assert (first.status_code, first.content) == (again.status_code, again.content)
+    assert "idempotency-replayed" not in first.headers
+    assert again.headers["idempotency-replayed"] == "true"
+    assert again.headers["content-type"] == "application/json"
+    assert len(broker.messages) == 1
+
+
+def test_a_key_is_of_one_body(client: TestClient, broker: Broker) -> None:
+    """Another body under the same key is refused, and changes nothing of what is remembered."""
+    post_as(client, "a")
+    assert is_problem(post_as(client, "a", TRIP | {"tip_amount": 1}), 422, "idempotency-key-reused")
+    assert post_as(client, "a").status_code == 202
+    assert len(broker.messages) == 1
+
+
+def test_what_was_not_taken_is_not_remembered(client: TestClient, broker: Broker) -> None:
+    """After a refusal, of the input or by the broker, the key is free for another body."""
+    assert post_as(client, "a", {"trip_distance": "x"}).status_code == 422
+    broker.error = NotSentError("the broker takes no more messages")
+    assert post_as(client, "a").status_code == 503
+    broker.error = None
+    assert post_as(client, "a", TRIP | {"tip_amount": 1}).status_code == 202
+
+
+def test_after_an_unknown_outcome_the_same_request_is_sent_again(client: TestClient, broker: Broker) -> None:
+    """Under the same identity, so that a reader sees one; another body is refused all the same."""
+    broker.error = OutcomeUnknownError("the broker did not acknowledge in time")
+    assert is_problem(post_as(client, "a"), 504, "outcome-unknown")
+    broker.error = None
+    assert is_problem(post_as(client, "a", TRIP | {"tip_amount": 1}), 422, "idempotency-key-reused")
+    assert post_as(client, "a").json()["transaction_id"] == "a"
+    assert post_as(client, "a").headers["idempotency-replayed"] == "true"
+    assert [key for _, key, _ in broker.messages] == [b"a"]
+
+
+def test_a_request_that_is_under_way_is_not_made_twice(broker: Broker) -> None:
+    """409 with Retry-After while the first has no answer; afterwards its answer."""
+    app = create_app(Settings())
+    app.state.services.link.publisher, app.state.services.link.is_up = broker, True
+    broker.seconds = 0.1
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": json.dumps(TRIP).encode(), "more_body": False}
+
+    async def scenario() -> list[int]:
+        headers = JSON | {"idempotency-key": "a"}
+        first = asyncio.create_task(ask(app, receive, headers=headers))
+        await asyncio.sleep(0.05)
+        second = await ask(app, receive, headers=headers)
+        return [(await first)[0], second[0], (await ask(app, receive, headers=headers))[0]]
+
+    assert asyncio.run(scenario()) == [202, 409, 202]
+    assert len(broker.messages) == 1
+
+
+def test_only_so_many_keys_are_remembered_for_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The least recently used goes first, and each after its time; then the request is made anew."""
+    made: list[str] = []
+
+    def ask_once(answers: Answers, key: str) -> Response:
+        async def make() -> Response:
+            made.append(key)
+            return Response(b"{}")
+
+        return asyncio.run(answers.once(key, b"body", make))
+
+    answers = Answers(Settings(idempotency_keys=2, idempotency_seconds=60))
+    for key in "abacab":
+        ask_once(answers, key)
+    assert made == ["a", "b", "c", "b"]
+    now = time.monotonic()
+    monkeypatch.setattr("fraudlib.idempotency.time.monotonic", lambda: now + 61)
+    ask_once(answers, "b")
+    assert made[-2:] == ["b", "b"]
+    assert len(answers._entries) == 2
+
+
+def test_a_bulk_takes_no_key(client: TestClient, broker: Broker) -> None:
+    """A promise that many transactions cannot keep is refused, not ignored."""
+    assert is_problem(
+        client.post("/transactions", json=[TRIP], headers={"Idempotency-Key": "a"}), 400, "malformed-request"
+    )
+    assert broker.messages == []
+
+
+# -- when the workers lag ---------------------------------------------------------------------------------------------
+
+
+def test_workers_that_lag_too_far_behind_close_the_door(client: TestClient, broker: Broker) -> None:
+    """429 with Retry-After beyond the bound, for one and for many; a lag within it, or an unknown one, admits."""
+    backlog = client.app.state.services.backlog  # type: ignore[attr-defined]
+    for lag in (None, 1_000_000):
+        backlog.lag = lag
+        assert client.post("/transaction", json=TRIP).status_code == 202
+    backlog.lag = 1_000_100
+    for path in ("/transaction", "/transactions"):
+        response = client.post(path, json=TRIP)
+        assert is_problem(response, 429, "workers-behind")
+        assert response.headers["retry-after"] == "30"
+    backlog._speed = 40.0
+    assert client.post("/transaction", json=TRIP).headers["retry-after"] == "3"
+    assert client.post("/labels", json={"transaction_id": "a", "verdict": "fraud"}).status_code == 202
+    assert len(sent(broker)) == 2
 
 
 # -- many transactions ------------------------------------------------------------------------------------------------
@@ -457,10 +589,10 @@ def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) 
 # -- the alert feed ---------------------------------------------------------------------------------------------------
 
 
-def alert(offset: int, src_offset: int) -> Any:
+def alert(offset: int, src_offset: int, transaction_id: str = "") -> Any:
     """A message of the topic of alerts."""
-    value = json.dumps({"src_partition": 0, "src_offset": src_offset}).encode()
-    return SimpleNamespace(partition=0, offset=offset, value=value)
+    value = {"src_partition": 0, "src_offset": src_offset, "transaction_id": transaction_id or f"t{src_offset}"}
+    return SimpleNamespace(partition=0, offset=offset, value=json.dumps(value).encode())
 
 
 async def taken(stream: AsyncIterator[Any], count: int) -> list[str]:
@@ -495,6 +627,18 @@ def test_alerts_read_again_are_silent_until_the_log_began_anew() -> None:
         for message in (alert(0, 1), alert(1, 4)):
             feed._pass_on(message)
         assert await taken(feed.follow(None, 2), 2) == ["0-0", "0-1"]
+
+    asyncio.run(scenario())
+
+
+def test_an_alert_of_a_transaction_that_was_sent_twice_passes_once() -> None:
+    """A client's retry stands in the log under the same identity."""
+
+    async def scenario() -> None:
+        feed = AlertFeed(Settings())
+        for message in (alert(0, 5, "same"), alert(1, 6, "same"), alert(2, 7)):
+            feed._pass_on(message)
+        assert await taken(feed.follow(None, 9), 2) == ["0-0", "0-2"]
 
     asyncio.run(scenario())
 

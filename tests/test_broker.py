@@ -16,14 +16,17 @@ import numpy as np
 import psutil
 import pytest
 from aiokafka.partitioner import murmur2
+from prometheus_client import CollectorRegistry
 
 from fraudlib import broker, manifest
+from fraudlib.backlog import Backlog
 from fraudlib.errors import ServiceError
 from fraudlib.kafka import NotSentError, OutcomeUnknownError, Publisher, partitions_of
 from fraudlib.outputs import Scorer
 from fraudlib.paths import CURRENT
 from fraudlib.schema import TOPICS
 from fraudlib.settings import Settings
+from fraudlib.telemetry import ApiMetrics
 from fraudlib.worker import EXIT_MODEL, EXIT_STUCK, Worker
 
 
@@ -157,6 +160,54 @@ def test_a_broker_that_goes_away_leaves_an_unknown_outcome_and_a_stop_that_ends(
 
     with running(settings) as process:
         assert asyncio.run(scenario(process)) < 4
+
+
+# -- the workers' lag --------------------------------------------------------------------------------------------------
+
+
+def test_the_lag_is_what_no_worker_has_committed() -> None:
+    """Known from the broker's answers, down to none when all is committed, and unknown when the broker is gone."""
+    from aiokafka import AIOKafkaConsumer
+
+    settings = free_settings()
+
+    async def is_soon(backlog: Backlog, lag: int | None) -> bool:
+        for _ in range(100):
+            if backlog.lag == lag:
+                return True
+            await asyncio.sleep(0.1)
+        return False
+
+    async def scenario(process: "subprocess.Popen[bytes]") -> None:
+        backlog = Backlog(settings, ApiMetrics(CollectorRegistry()))
+        watching = asyncio.create_task(backlog.run())
+        publisher = Publisher(settings)
+        await publisher.start()
+        assert backlog.lag is None
+        assert await is_soon(backlog, 0)
+        for i in range(30):
+            await publisher.send("transactions", b"%d" % i, b"x")
+        assert await is_soon(backlog, 30)
+        async with AIOKafkaConsumer(
+            "transactions",
+            bootstrap_servers=settings.kafka_bootstrap_servers,
+            group_id=settings.consumer_group,
+            auto_offset_reset="earliest",
+            enable_auto_commit=False,
+        ) as consumer:
+            seen = 0
+            while seen < 30:
+                seen += sum(map(len, (await consumer.getmany(timeout_ms=1000)).values()))
+            await consumer.commit()
+        assert await is_soon(backlog, 0)
+        process.kill()
+        assert await is_soon(backlog, None)
+        watching.cancel()
+        await asyncio.wait([watching])
+        await publisher.stop(1.0)
+
+    with running(settings) as process:
+        asyncio.run(scenario(process))
 
 
 # -- a worker on a real broker ----------------------------------------------------------------------------------------
