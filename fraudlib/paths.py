@@ -68,6 +68,16 @@ class RunPaths:
         return self.folder / "training.json"
 
     @property
+    def left_out(self) -> Path:
+        """Heads that were each taught without one family of fraud (02)."""
+        return self.folder / "left_out.safetensors"
+
+    @property
+    def card(self) -> Path:
+        """Model card of the run (04)."""
+        return self.folder / "model-card.md"
+
+    @property
     def calibration(self) -> Path:
         """Tail calibration of the surprises on the validation split (03)."""
         return self.folder / "calibration.json"
