@@ -22,11 +22,12 @@ from pydantic import ValidationError
 from fraudlib import __version__, problems
 from fraudlib.backlog import Backlog
 from fraudlib.broker import listener
+from fraudlib.bulk import Bulk, lines_of
 from fraudlib.deadlines import Protocol
 from fraudlib.feeds import AlertFeed, ScoreFeed
 from fraudlib.gate import Gate
 from fraudlib.idempotency import Answers
-from fraudlib.intake import CHUNK, Bulk, lines_of, outcome_problem, parse_object, prepare
+from fraudlib.intake import outcome_problem, parse_object, prepare
 from fraudlib.kafka import NotSentError, OutcomeUnknownError
 from fraudlib.link import Link
 from fraudlib.manifest import now
@@ -274,44 +275,31 @@ def _add_transactions(app: FastAPI, services: Services) -> None:
                     await bulk.take_lines(lines)
         except Problem as problem:
             await bulk.finish()
-            if bulk.results:
-                problem.members |= _summary(bulk)
+            if bulk.accepted or bulk.failed:
+                problem.members |= bulk.summary()
             raise
         await bulk.finish()
         return _bulk_answer(bulk)
 
 
 async def _take_array(request: Request, bulk: Bulk) -> None:
-    body = b""
+    body = bytearray()
     async for part in request.stream():
         body += part
         if len(body) > ARRAY_BYTES:
             raise Problem(413, f"expected an array of at most {ARRAY_BYTES} bytes; send more as NDJSON")
-    try:
-        values = orjson.loads(body)
-    except orjson.JSONDecodeError as err:
-        raise Problem(400, f"expected a JSON array in UTF-8: {err.msg}") from err
-    if not isinstance(values, list):
-        raise Problem(422, "expected a JSON array of transactions")
-    for start in range(0, len(values), CHUNK):
-        await bulk.take(values[start : start + CHUNK])
-
-
-def _summary(bulk: Bulk) -> dict[str, Any]:
-    accepted = sum(result["status"] == "accepted" for result in bulk.results)
-    return {"accepted": accepted, "failed": len(bulk.results) - accepted, "results": bulk.results}
+    await bulk.take_array(bytes(body))
 
 
 def _bulk_answer(bulk: Bulk) -> Response:
-    if not bulk.results:
+    if not (bulk.accepted or bulk.failed):
         raise Problem(400, "expected at least one transaction")
-    summary = _summary(bulk)
-    if summary["accepted"]:
-        return _json(summary, 207 if summary["failed"] else 202)
-    statuses = {result["status"] for result in bulk.results}
-    if "outcome-unknown" in statuses:
+    summary = bulk.summary()
+    if bulk.accepted:
+        return _json(summary, 207 if bulk.failed else 202)
+    if "outcome-unknown" in bulk.statuses:
         raise Problem(504, "no transaction was acknowledged; see each result", **summary)
-    if "not-sent" in statuses:
+    if "not-sent" in bulk.statuses:
         raise Problem(503, "no transaction was sent; try again", "not-sent", {"Retry-After": "1"}, **summary)
     raise Problem(422, "no item can be a transaction; see each result", **summary)
 

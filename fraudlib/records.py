@@ -47,6 +47,7 @@ class Checked:
     accepted_at : when the API took it, None where missing or no UTC time.
     faults : position -> field -> what is wrong, without the value.
     ignored : position -> names of unknown fields.
+    rewritten : positions whose names or times are not as they were given.
     """
 
     objects: list[dict[str, Any]]
@@ -55,6 +56,7 @@ class Checked:
     accepted_at: Sequence[str | None] = ()
     faults: dict[int, dict[str, str]] = field(default_factory=dict)
     ignored: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    rewritten: set[int] = field(default_factory=set)
 
     def blame(self, rows: Iterable[int], name: str, what: str) -> None:
         """Note the first fault of a field for each of the rows."""
@@ -179,6 +181,7 @@ def _canonise(checked: Checked) -> set[tuple[str, ...]]:
         if plan.service and renamed.get("service") is None:
             renamed["service"] = plan.service
         objects[row] = renamed
+        checked.rewritten.add(row)
         shapes.add(tuple(renamed))
     return shapes
 
@@ -268,6 +271,7 @@ def _times(checked: Checked, name: str, column: Sequence[Any]) -> NDArray[np.dat
         else:
             array[row] = moment
             checked.objects[row][name] = moment.isoformat()
+            checked.rewritten.add(row)
     return array
 
 

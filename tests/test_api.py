@@ -439,6 +439,56 @@ def test_a_bad_item_sinks_no_other(client: TestClient, broker: Broker) -> None:
     assert [r["status"] for r in array.json()["results"]] == ["accepted", "invalid", "invalid"]
 
 
+def test_a_field_that_comes_twice_is_found_in_lines_and_arrays(client: TestClient, broker: Broker) -> None:
+    """Parsers drop the first value silently; quotes and brackets inside texts do not hide it or look like it."""
+    twice = b'{"fare_amount": 1, "fare_amount": 2, "trip_distance": 1, "duration_minutes": 1}'
+    odd = TRIP | {"store_and_fwd_flag": '"{\\', "x": {"y": ["z"]}}
+    for content, headers in (
+        (lines(TRIP, twice, odd), NDJSON),
+        (b"[" + b",".join(lines(TRIP, twice, odd).split(b"\n")) + b"]", JSON),
+    ):
+        results = client.post("/transactions", content=content, headers=headers).json()["results"]
+        assert [r["status"] for r in results] == ["accepted", "invalid", "accepted"]
+        assert results[1]["error"] == "expected each field once, found one twice"
+    assert len(sent(broker)) == 4
+
+
+def test_what_is_nested_too_deeply_is_refused(client: TestClient) -> None:
+    """Below the parser's own limit of depth as well, where looking for repetitions gives up."""
+    deep = b'{"a":' + b"[" * 1010 + b'"x"' + b"]" * 1010 + b"}"
+    assert is_problem(client.post("/transaction", content=deep, headers=JSON), 400, "malformed-request")
+    results = client.post("/transactions", content=lines(TRIP, deep), headers=NDJSON).json()["results"]
+    assert "nested too deeply" in results[1]["error"]
+    assert client.post("/transactions", content=b"[" + deep + b"]", headers=JSON).status_code == 400
+
+
+@pytest.mark.parametrize(
+    "trip",
+    [
+        TRIP,
+        TRIP | {"transaction_id": "a"},
+        TRIP | {"transaction_id": None},
+        TRIP | {"accepted_at": "2020-01-01T00:00:00.000Z"},
+        TRIP | {"pickup_datetime": "2023-03-01T17:00:00Z", "dropoff_datetime": "2023-03-01T12:15:00"},
+        TRIP | {"VendorID": 2, "unknown": "x"},
+        TRIP | {"store_and_fwd_flag": 'é"}'},
+    ],
+    ids=["plain", "named", "null-name", "stamped", "other-zone", "other-spelling", "odd-text"],
+)
+def test_one_and_many_send_the_same_message(client: TestClient, broker: Broker, trip: dict[str, Any]) -> None:
+    """What is sent of a transaction does not depend on the way in; each has its own identity and stamp once."""
+    assert client.post("/transaction", json=trip).status_code == 202
+    assert client.post("/transactions", content=b" " + lines(trip) + b" \r\n", headers=NDJSON).status_code == 202
+    assert client.post("/transactions", json=[trip]).status_code == 202
+    messages = sent(broker)
+    for message, (_, key, value) in zip(messages, broker.messages, strict=True):
+        assert value is not None
+        assert value.count(b'"transaction_id"') == value.count(b'"accepted_at"') == 1
+        assert message.pop("transaction_id").encode() == key
+        assert message.pop("accepted_at") > "2024"
+    assert messages[0] == messages[1] == messages[2]
+
+
 @pytest.mark.parametrize(
     ("content", "headers", "status"),
     [
