@@ -39,9 +39,8 @@ _REFUSED: Final = (
     RecordListTooLargeError,
     InvalidTopicError,
     TopicAuthorizationFailedError,
-    NotEnoughReplicasError,
-    ProducerClosed,
 )
+_NOT_WRITTEN: Final = (NotEnoughReplicasError, ProducerClosed)
 # An idempotent producer that met one of these fails for ever; only a new one helps.
 _POISONED: Final = (OutOfOrderSequenceNumber, ProducerFenced, UnknownProducerId)
 
@@ -55,6 +54,10 @@ class NotSentError(ServiceError):
     """
 
     acknowledged = 0
+
+
+class RefusedError(NotSentError):
+    """The broker answered, and will not take this message however often it is sent."""
 
 
 class OutcomeUnknownError(ServiceError):
@@ -247,6 +250,8 @@ class Publisher:
             async with asyncio.timeout(self._settings.send_timeout_seconds + 0.5):
                 await asyncio.shield(future)
         except _REFUSED as err:
+            raise self._strike(err, RefusedError(f"the broker refused the message: {type(err).__name__}")) from err
+        except _NOT_WRITTEN as err:
             raise self._strike(err, NotSentError(f"the broker refused the message: {type(err).__name__}")) from err
         except (KafkaError, TimeoutError) as err:
             text = "the broker did not acknowledge in time; the message may or may not be there"

@@ -43,7 +43,7 @@ class LiveBundle:
         BundleError
             If none is current, or it must not serve.
         """
-        self._seen = self._pointer()
+        self._seen = pointer_stamp(self._artifacts / CURRENT)
         folder = current_bundle(self._artifacts)
         if folder is None:
             raise BundleError(
@@ -57,19 +57,11 @@ class LiveBundle:
         self._metrics.show_bundle(scorer.bundle_id)
         log.info("bundle serves", extra={"bundle_id": scorer.bundle_id})
 
-    def _pointer(self) -> object:
-        """Something that changes whenever the pointer is written anew, even to the same name."""
-        try:
-            stat = (self._artifacts / CURRENT).stat()
-        except OSError:
-            return None
-        return stat.st_ino, stat.st_mtime_ns, stat.st_size
-
     async def watch(self, seconds: float) -> None:
         """Look for another bundle for ever; one that must not serve is logged, counted and not tried again."""
         while True:
             await asyncio.sleep(seconds)
-            if (pointer := self._pointer()) == self._seen:
+            if (pointer := pointer_stamp(self._artifacts / CURRENT)) == self._seen:
                 continue
             self._seen = pointer
             await self._replace()
@@ -88,3 +80,12 @@ class LiveBundle:
             return
         self._metrics.reloads.labels("loaded").inc()
         self._use(scorer)
+
+
+def pointer_stamp(path: Path) -> object:
+    """Something that changes whenever a pointer is written anew, even to the same name; None where there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size

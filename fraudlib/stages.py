@@ -13,12 +13,17 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import numpy as np
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
-from fraudlib.kafka import NotSentError, OutcomeUnknownError, Publisher
+from fraudlib.errors import ServiceError
+from fraudlib.journal import Journal
+from fraudlib.kafka import NotSentError, OutcomeUnknownError, Publisher, RefusedError
 from fraudlib.live_bundle import LiveBundle
-from fraudlib.outputs import Outputs, process
+from fraudlib.observer import Observer
+from fraudlib.outputs import Outputs, Scorer
+from fraudlib.quarantine import Quarantine
 from fraudlib.schema import TOPIC_ALERTS, TOPIC_DEAD_LETTERS, TOPIC_SCORES
 from fraudlib.settings import Settings
 from fraudlib.telemetry import WorkerMetrics
@@ -29,6 +34,11 @@ POLL_MS: Final = 200
 COMMIT_SECONDS: Final = 5.0
 REVOKE_SECONDS: Final = 8.0
 POLL_FAILURES: Final = 10
+REFUSALS: Final = 3
+
+
+class UnpublishableError(ServiceError):
+    """The broker answers, and does not take what has to be written before the worker may go on."""
 
 
 @dataclass
@@ -37,8 +47,23 @@ class _Batch:
 
     epoch: int
     messages: list[Any] = field(default_factory=list)
+    ranges: dict[int, tuple[int, int]] = field(default_factory=dict)
     next_offsets: dict[TopicPartition, int] = field(default_factory=dict)
     outputs: Outputs = field(default_factory=Outputs)
+
+    def take(self, tp: TopicPartition, messages: list[Any]) -> None:
+        """Add messages of a partition, which follow those that are there."""
+        self.messages += messages
+        stop = self.next_offsets[tp] = messages[-1].offset + 1
+        start, _ = self.ranges.get(tp.partition, (messages[0].offset, 0))
+        self.ranges[tp.partition] = (start, stop)
+
+    def join(self, more: "_Batch") -> None:
+        """Add what was polled next."""
+        self.messages += more.messages
+        self.next_offsets |= more.next_offsets
+        for partition, (start, stop) in more.ranges.items():
+            self.ranges[partition] = (self.ranges.get(partition, (start, 0))[0], stop)
 
 
 class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -48,8 +73,16 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
     ----------
     consumer : started, without automatic commits.
     publisher : started.
+    quarantine : scores the batches.
+    journal : of the assigned partitions.
+    observer : sees every published batch.
     reconnect : makes the publisher anew, with patience; False where the worker is to stop instead.
     stopping : set when no more messages are to be taken.
+
+    Attributes
+    ----------
+    last_progress : when messages were last taken. waits_for_messages : whether a poll is under way.
+    scoring_since : since when the batch in hand is being scored, None between batches.
     """
 
     def __init__(
@@ -58,6 +91,9 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
         consumer: AIOKafkaConsumer,
         publisher: Publisher,
         bundle: LiveBundle,
+        quarantine: Quarantine,
+        journal: Journal,
+        observer: Observer,
         executor: Executor,
         metrics: WorkerMetrics,
         reconnect: Callable[[], Any],
@@ -65,6 +101,7 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
     ) -> None:
         self._settings, self._consumer, self._publisher = settings, consumer, publisher
         self._bundle, self._executor, self._metrics = bundle, executor, metrics
+        self._quarantine, self._journal, self._observer = quarantine, journal, observer
         self._reconnect, self._stopping = reconnect, stopping
         self._fetched: asyncio.Queue[_Batch | None] = asyncio.Queue(1)
         self._scored: asyncio.Queue[_Batch | None] = asyncio.Queue(1)
@@ -79,6 +116,9 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
         self.is_assigned = False
         self.last_progress = time.monotonic()
         self.waits_for_messages = False
+        self.scoring_since: float | None = None
+        self._refusals = 0
+        self._unpublished_since: float | None = None
 
     async def fetch(self) -> None:
         """First stage: poll; while the scorer is busy, let the batch grow."""
@@ -104,8 +144,7 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
                 if batch.epoch != self._epoch:
                     batch = more or _Batch(self._epoch)
                 elif more:
-                    batch.messages += more.messages
-                    batch.next_offsets |= more.next_offsets
+                    batch.join(more)
             self._hungry = False
             await self._fetched.put(batch)
         await self._fetched.put(None)
@@ -117,9 +156,9 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
             return None
         batch, now = _Batch(self._epoch), time.time()
         for tp, messages in polled.items():
-            batch.messages += messages
-            batch.next_offsets[tp] = messages[-1].offset + 1
-            self._metrics.queue.observe_many([max(0.0, now - m.timestamp / 1000) for m in messages])
+            batch.take(tp, messages)
+            waits = now - np.array([m.timestamp for m in messages], dtype=np.float64) / 1000
+            self._metrics.queue.observe_many(np.maximum(waits, 0.0))
         self.last_progress = time.monotonic()
         return batch
 
@@ -131,10 +170,17 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
                 continue
             self._metrics.batch.observe(len(batch.messages))
             with self._metrics.score.time():
-                call = loop.run_in_executor(self._executor, process, batch.messages, self._bundle.scorer)
-                batch.outputs = await call
+                batch.outputs = await loop.run_in_executor(self._executor, self._process, batch, self._bundle.scorer)
             await self._scored.put(batch)
         await self._scored.put(None)
+
+    def _process(self, batch: _Batch, scorer: Scorer) -> Outputs:
+        # Kept by the thread itself: a cancelled wait for it says nothing about whether it is done.
+        self.scoring_since = time.monotonic()
+        try:
+            return self._quarantine.process(batch.messages, batch.ranges, scorer)
+        finally:
+            self.scoring_since = None
 
     async def _next_fetched(self) -> _Batch | None:
         self._hungry = True
@@ -156,9 +202,25 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
                 self._idle.set()
                 if not await self._reconnect():
                     raise
+                self._check_publishing(err)
             else:
+                self._refusals, self._unpublished_since = 0, None
                 self._acknowledge(batch)
                 self._idle.set()
+
+    def _check_publishing(self, cause: Exception) -> None:
+        """Give up where the broker answers and yet does not take the outputs: to skip them is no choice.
+
+        Called after the connection was made anew, so that a broker that is gone is waited for without an end.
+        """
+        self._refusals += isinstance(cause, RefusedError)
+        now = time.monotonic()
+        self._unpublished_since = self._unpublished_since or now
+        if self._refusals >= REFUSALS or now - self._unpublished_since > self._settings.watchdog_seconds:
+            raise UnpublishableError(
+                f"expected the broker to take scores, alerts and dead letters, found: {cause}; "
+                "nothing is skipped, so mend the topic and start the worker again"
+            ) from cause
 
     async def _emit(self, outputs: Outputs) -> None:
         await self._send({TOPIC_ALERTS: outputs.alerts, TOPIC_DEAD_LETTERS: outputs.dead_letters})
@@ -178,6 +240,7 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
             metrics.alerts.labels(name).inc()
         for cause in outputs.causes:
             metrics.dead_letters.labels(cause).inc()
+        self._observer.offer(batch.messages, outputs)
         if batch.epoch == self._epoch:
             self._next |= batch.next_offsets
             self._dirty.set()
@@ -225,6 +288,7 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
         self._epoch += 1
         self.is_assigned = False
         self._next, self._committed = {}, {}
+        self._journal.close_all()
 
     async def on_partitions_revoked(self, revoked: Any) -> None:
         """Finish what is being published, commit it, and void the rest."""
@@ -248,6 +312,13 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
         starts = await self._consumer.beginning_offsets(fresh) if fresh else {}
         self._next = {tp: starts[tp] if committed[tp] is None else committed[tp] for tp in partitions}
         self._committed = dict(self._next)
+        for tp in partitions:
+            if died_on := self._journal.open(tp.partition):
+                self._metrics.failures.labels("crash").inc()
+                log.warning(
+                    "a worker died while it scored this range; it is taken in small pieces",
+                    extra={"partition": tp.partition, "start": died_on.start, "stop": died_on.stop},
+                )
         self._rewind()
         self.is_assigned = True
         self._metrics.rebalances.inc()

@@ -8,11 +8,12 @@ import gc
 import json
 import logging
 import sys
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
+import numpy as np
+from numpy.typing import ArrayLike
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -20,6 +21,7 @@ from prometheus_client.registry import Collector
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 WAITS: Final = (*SECONDS, 30.0, 60.0, 300.0, 1800.0)
+DIFFERENCES: Final = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 
 
@@ -33,25 +35,21 @@ class BulkHistogram(Collector):
     """
 
     def __init__(self, name: str, text: str, bounds: Sequence[float], registry: CollectorRegistry) -> None:
-        self._name, self._text, self._bounds = name, text, tuple(bounds)
-        self._counts = [0] * (len(bounds) + 1)
+        self._name, self._text, self._bounds = name, text, np.asarray(bounds, dtype=np.float64)
+        self._counts = np.zeros(len(bounds) + 1, dtype=np.int64)
         self._sum = 0.0
         registry.register(self)
 
-    def observe_many(self, values: Iterable[float]) -> None:
+    def observe_many(self, values: ArrayLike) -> None:
         """Count every value."""
-        counts, bounds, total = self._counts, self._bounds, 0.0
-        for value in values:
-            counts[bisect_left(bounds, value)] += 1
-            total += value
-        self._sum += total
+        array = np.asarray(values, dtype=np.float64)
+        self._counts += np.bincount(np.searchsorted(self._bounds, array), minlength=len(self._counts))
+        self._sum += float(array.sum())
 
     def collect(self) -> Iterator[Metric]:
         """Current state, for the registry."""
-        running, buckets = 0, []
-        for bound, count in zip((*self._bounds, float("inf")), self._counts, strict=True):
-            running += count
-            buckets.append(("+Inf" if bound == float("inf") else repr(float(bound)), float(running)))
+        names = [*(repr(bound) for bound in self._bounds.tolist()), "+Inf"]
+        buckets = list(zip(names, self._counts.cumsum().astype(float).tolist(), strict=True))
         yield HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=self._sum)
 
 
@@ -112,8 +110,47 @@ class WorkerMetrics:
         )
         self.bundle = Gauge("fraudlib_worker_bundle_info", "1 for the bundle in use", ["bundle_id"], registry=registry)
         self.reloads = Counter("fraudlib_worker_reloads_total", "new bundles seen", ["outcome"], registry=registry)
-        self.failures = Counter("fraudlib_worker_failures_total", "failures met", ["stage"], registry=registry)
+        self.failures = Counter(
+            "fraudlib_worker_failures_total", "failures met", ["stage"], registry=registry
+        )  # connect, fetch, memory, device, publish, commit, crash (of a worker before this one), shadow, drift
         self.rebalances = Counter("fraudlib_worker_rebalances_total", "assignments received", registry=registry)
+        self.fallbacks = Counter(
+            "fraudlib_worker_device_fallbacks_total", "devices left for the CPU", registry=registry
+        )
+        self.loop_lag = BulkHistogram(
+            "fraudlib_worker_loop_lag_seconds", "how late the event loop came round", SECONDS, registry
+        )
+        self._observe(registry)
+
+    def _observe(self, registry: CollectorRegistry) -> None:
+        """What is measured on samples, beside the work."""
+        self.shadow_bundle = Gauge(
+            "fraudlib_worker_shadow_bundle_info", "1 for the bundle in the shadow", ["bundle_id"], registry=registry
+        )
+        self.shadow_transactions = Counter(
+            "fraudlib_worker_shadow_transactions_total", "transactions scored by both bundles", registry=registry
+        )
+        self.shadow_disagreements = Counter(
+            "fraudlib_worker_shadow_disagreements_total",
+            "transactions that only one of the bundles flags",
+            ["flagged_by"],
+            registry=registry,
+        )  # live, shadow
+        self.shadow_difference = BulkHistogram(
+            "fraudlib_worker_shadow_score_difference",
+            "absolute difference of the two bundles' scores",
+            DIFFERENCES,
+            registry,
+        )
+        self.drift = Gauge(
+            "fraudlib_worker_drift_index",
+            "population stability index of a feature against the bundle's reference",
+            ["feature"],
+            registry=registry,
+        )
+        self.drift_rows = Gauge(
+            "fraudlib_worker_drift_window_transactions", "transactions in the drift window", registry=registry
+        )
 
     def show_bundle(self, bundle_id: str) -> None:
         """Say which bundle is in use."""

@@ -1,8 +1,14 @@
-"""The worker: takes transactions from Kafka in micro-batches, scores them and publishes what came out."""
+"""The worker: takes transactions from Kafka in micro-batches, scores them and publishes what came out.
+
+Exit codes: 0 everything taken is published and committed; 1 it is not, or the worker could not start; 70 the consumer
+was stuck; 71 the model failed or hung; 72 the event loop was blocked; 73 the broker took no outputs.
+"""
 
 import asyncio
 import contextlib
+import functools
 import logging
+import os
 import signal
 import sys
 import time
@@ -17,26 +23,35 @@ from prometheus_client import CollectorRegistry
 
 from fraudlib.broker import ensure_topics
 from fraudlib.errors import ServiceError
+from fraudlib.journal import Journal
 from fraudlib.kafka import Publisher, client_options
 from fraudlib.live_bundle import LiveBundle
+from fraudlib.observer import Observer
 from fraudlib.outputs import ModelError, Scorer
+from fraudlib.quarantine import TRIAL_SECONDS, Quarantine
 from fraudlib.schema import TOPIC_ALERTS, TOPIC_SCORES, TOPIC_TRANSACTIONS
 from fraudlib.settings import Settings
-from fraudlib.stages import Stages
+from fraudlib.stages import Stages, UnpublishableError
+from fraudlib.steady import SteadyLoader
 from fraudlib.telemetry import WorkerMetrics, calm_collector, configure_logging, serve_health
+from fraudlib.watchdog import EXIT_NOT_DRAINED, Watchdog
 
 log = logging.getLogger(__name__)
 
-EXIT_NOT_DRAINED: Final = 1
 EXIT_STUCK: Final = 70
 EXIT_MODEL: Final = 71
-DRAIN_SECONDS: Final = 9.0
+EXIT_UNPUBLISHABLE: Final = 73
+DRAIN_SECONDS: Final = 7.5
 
 LoadScorer = Callable[[Path], Scorer]
 
 
 class StuckError(ServiceError):
     """Messages wait, the broker answers, and the consumer gets nothing."""
+
+
+class HungError(ServiceError):
+    """The model does not come back from a batch."""
 
 
 class Worker:
@@ -47,16 +62,34 @@ class Worker:
     settings : Settings
     load_scorer : makes a scorer of a bundle's folder; raises BundleError for one that must not serve.
     registry : for the metrics; a fresh one by default.
+    load_on_cpu : the same without a GPU, for the shadow bundle and in case the GPU fails; `load_scorer` by default.
     """
 
-    def __init__(self, settings: Settings, load_scorer: LoadScorer, registry: CollectorRegistry | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        load_scorer: LoadScorer,
+        registry: CollectorRegistry | None = None,
+        load_on_cpu: LoadScorer | None = None,
+    ) -> None:
         self._settings = settings
         self._metrics = WorkerMetrics(registry or CollectorRegistry())
-        self._bundle = LiveBundle(settings.artifacts, load_scorer, self._metrics)
+        self._bundle = LiveBundle(
+            settings.artifacts, SteadyLoader(load_scorer, load_on_cpu, self._metrics), self._metrics
+        )
+        self._journal = Journal.of(settings)
+        self._quarantine = Quarantine(self._journal, load_scorer, settings.artifacts)
+        self._observer = Observer(settings, self._bundle, load_on_cpu or load_scorer, self._metrics)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="score")
         self._stopping = asyncio.Event()
         self._publisher = Publisher(settings)
         self._stages: Stages | None = None
+        self.watchdog = Watchdog(settings.watchdog_seconds)
+
+    @property
+    def is_scoring(self) -> bool:
+        """Whether the model is at work on a batch; no such thread ends with the loop."""
+        return self._stages is not None and self._stages.scoring_since is not None
 
     async def run(self) -> int:
         """Work until SIGTERM or SIGINT.
@@ -64,8 +97,7 @@ class Worker:
         Returns
         -------
         int
-            0 when all that was taken is published and committed, 1 where the broker was gone at the end, 70 where
-            the consumer was stuck, 71 where the model failed.
+            One of the exit codes above; 72 ends the process without coming back.
 
         Raises
         ------
@@ -74,24 +106,31 @@ class Worker:
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stopping.set)
-        await self._bundle.load()
-        calm_collector()
-        health = await self._serve_health()
+            loop.add_signal_handler(number, self._stop)
+        self.watchdog.start()
+        beat = asyncio.create_task(self.watchdog.beat(lambda late: self._metrics.loop_lag.observe_many([late])))
         try:
-            consumer = await self._connect()
-            if consumer is None:
-                return EXIT_NOT_DRAINED
-            return await self._work(consumer)
-        except StuckError as err:
-            log.error("worker gives up", extra={"error": str(err), "exit_code": EXIT_STUCK})
-            return EXIT_STUCK
-        except ModelError as err:
-            log.error("worker gives up", extra={"error": str(err), "exit_code": EXIT_MODEL})
-            return EXIT_MODEL
+            await self._bundle.load()
+            calm_collector()
+            health = await self._serve_health()
+            try:
+                consumer = await self._connect()
+                return EXIT_NOT_DRAINED if consumer is None else await self._work(consumer)
+            finally:
+                health.close()
+        except (StuckError, ModelError, HungError, UnpublishableError) as err:
+            code = _CODES[type(err)]
+            log.error("worker gives up", extra={"error": str(err), "exit_code": code})
+            return code
         finally:
-            health.close()
+            beat.cancel()
+            if not self.is_scoring:
+                self._journal.close_all()
             self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _stop(self) -> None:
+        self.watchdog.stop_asked()
+        self._stopping.set()
 
     async def _serve_health(self) -> asyncio.Server:
         host, port = self._settings.metrics_host, self._settings.metrics_port
@@ -167,6 +206,9 @@ class Worker:
             consumer,
             self._publisher,
             self._bundle,
+            self._quarantine,
+            self._journal,
+            self._observer,
             self._executor,
             self._metrics,
             self._restart_publisher,
@@ -192,6 +234,7 @@ class Worker:
                 self._bundle.watch(self._settings.reload_seconds),
             )
         ]
+        observe = asyncio.create_task(self._observer.run())
         stop = asyncio.create_task(self._stopping.wait())
         every = [*line, *aside, stop]
         try:
@@ -207,14 +250,17 @@ class Worker:
             log.error("not drained", extra={"error": str(err)})
             return EXIT_NOT_DRAINED
         finally:
-            for task in every:
+            for task in (*every, observe):
                 task.cancel()
-            await asyncio.wait(every, timeout=1)
+            await asyncio.wait([*every, observe], timeout=1)
 
     async def _watch(self, stages: Stages, consumer: AIOKafkaConsumer) -> None:
         """Show the lag, and give up where messages wait although the broker answers: a supervisor starts anew."""
         while True:
             await asyncio.sleep(1)
+            hung = self._settings.watchdog_seconds + TRIAL_SECONDS * self._quarantine.is_trying
+            if (since := stages.scoring_since) and time.monotonic() - since > hung:
+                raise HungError(f"bundle {self._bundle.scorer.bundle_id} has been at one batch for over {hung:.0f} s")
             lags = stages.lags()
             for tp, lag in lags.items():
                 self._metrics.lag.labels(str(tp.partition)).set(lag)
@@ -225,6 +271,14 @@ class Worker:
             silent = any(at is None or time.time() - at / 1000 > self._settings.watchdog_seconds for at in polled)
             if (any(lags.values()) or silent) and await self._publisher.answers():
                 raise StuckError(f"{sum(lags.values())} messages wait and none came for {quiet:.0f} s")
+
+
+_CODES: Final[dict[type[Exception], int]] = {
+    StuckError: EXIT_STUCK,
+    ModelError: EXIT_MODEL,
+    HungError: EXIT_MODEL,
+    UnpublishableError: EXIT_UNPUBLISHABLE,
+}
 
 
 def _raise_first(tasks: Iterable["asyncio.Task[Any]"]) -> None:
@@ -243,24 +297,40 @@ async def _within(action: Any, seconds: float) -> bool:
     return task.exception() is None
 
 
-def load_scorer(settings: Settings) -> LoadScorer:
-    """Loader of bundles for the device of the settings."""
+def load_scorer(settings: Settings, device: str | None = None) -> LoadScorer:
+    """Loader of bundles for the device of the settings, or another."""
+    return functools.partial(_load, device=device or settings.device, threads=settings.score_threads)
+
+
+def _load(folder: Path, device: str, threads: int) -> Scorer:
     from fraudlib.scoring import Scorer as BundleScorer
 
-    def load(folder: Path) -> Scorer:
-        return BundleScorer.load(folder, device=settings.device, threads=settings.score_threads)
-
-    return load
+    return BundleScorer.load(folder, device=device, threads=threads)
 
 
-def run(settings: Settings, loader: LoadScorer | None = None) -> int:
-    """Run a worker until SIGTERM or SIGINT; blocking. See `Worker.run` for the exit codes and errors."""
+def run(settings: Settings, loader: LoadScorer | None = None, load_on_cpu: LoadScorer | None = None) -> int:
+    """Run a worker until SIGTERM or SIGINT; blocking. See `Worker.run` for the exit codes and errors.
+
+    A process whose model hangs, or that was told to stop and cannot, is ended from here and does not come back.
+    """
     configure_logging("worker", settings.log_level)
     # Two threads share the interpreter: a shorter turn lets the event loop in between two steps of the scoring.
     sys.setswitchinterval(0.001)
+    worker: Worker | None = None
 
     async def main() -> int:
-        return await Worker(settings, loader or load_scorer(settings)).run()
+        nonlocal worker
+        worker = (
+            Worker(settings, loader, load_on_cpu=load_on_cpu)
+            if loader
+            else Worker(settings, load_scorer(settings), load_on_cpu=load_scorer(settings, "cpu"))
+        )
+        code = await worker.run()
+        if worker.is_scoring:
+            # The interpreter would wait for the thread that hangs.
+            logging.shutdown()
+            os._exit(code or EXIT_NOT_DRAINED)
+        return code
 
     try:
         import uvloop
@@ -268,5 +338,9 @@ def run(settings: Settings, loader: LoadScorer | None = None) -> int:
         factory = None
     else:
         factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(main())
+    try:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            return runner.run(main())
+    finally:
+        if worker:
+            worker.watchdog.close()

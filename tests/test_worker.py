@@ -18,10 +18,12 @@ from prometheus_client import CollectorRegistry
 from fraudlib import manifest, worker
 from fraudlib.delivery import Deduplicator
 from fraudlib.errors import BundleError
+from fraudlib.journal import Journal
 from fraudlib.kafka import NotSentError, OutcomeUnknownError
 from fraudlib.live_bundle import LiveBundle
 from fraudlib.outputs import ModelError, process
 from fraudlib.paths import CURRENT
+from fraudlib.quarantine import Quarantine
 from fraudlib.settings import Settings
 from fraudlib.stages import Stages
 from fraudlib.telemetry import WorkerMetrics
@@ -271,11 +273,15 @@ async def one_worker(log: Log, stopping: asyncio.Event) -> tuple[Stages, LogCons
         await asyncio.sleep(0.001)
         return True
 
+    journal = Journal(None)
     stages = Stages(
         Settings(batch_max_records=9, batch_wait_ms=0),
         consumer,
         LogPublisher(log),  # type: ignore[arg-type]
         bundle,  # type: ignore[arg-type]
+        Quarantine(journal, load_by_name, Path()),
+        journal,
+        SimpleNamespace(offer=lambda messages, outputs: None),  # type: ignore[arg-type]
         ThreadPoolExecutor(1),
         metrics,
         reconnect,

@@ -153,6 +153,7 @@ def _site(folder: Path) -> Site:
         "FRAUDLIB_KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{broker}",
         "FRAUDLIB_API_PORT": api,
         "FRAUDLIB_SESSION_TIMEOUT_MS": "3000",
+        "FRAUDLIB_STATE_DIR": str(folder / "state"),
     }
     return Site(folder, env)
 

@@ -1,0 +1,219 @@
+"""Workers that die, hang and lose their GPU: real processes, with a model that does so on purpose."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from typing import Any
+
+import psutil
+import pytest
+
+from fraudlib import manifest
+from fraudlib.delivery import Deduplicator
+from fraudlib.paths import CURRENT
+
+from .conftest import Service, Site, free_port, until
+
+TRIP = {"trip_distance": 2.5, "fare_amount": 12.5, "duration_minutes": 15}
+
+# Importable by name, as the model in a process of its own has to be.
+SCRIPT = '''\
+import asyncio, ctypes, os, sys, time
+from types import SimpleNamespace
+import numpy as np
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import TopicAuthorizationFailedError
+from fraudlib import worker
+from fraudlib.settings import Settings
+from fraudlib.stages import Stages
+
+
+class Marked:
+    """Scores by the fare; does what the mark in the tip says."""
+
+    threshold = 100.0
+
+    def __init__(self, name, device):
+        self.bundle_id, self.device = name, device
+
+    def score(self, columns):
+        tips = columns.get("tip_amount", np.zeros(1))
+        fares = columns["fare_amount"]
+        if (tips == 601).any():
+            ctypes.string_at(0)
+        if (tips == 602).any():
+            os._exit(3)
+        if (tips == 603).any():
+            time.sleep(600)
+        if (tips == 604).any() and self.device == "cuda":
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        if len(fares) > int(os.environ.get("ROWS", "100000")):
+            raise MemoryError("too many rows")
+        time.sleep(float(os.environ.get("SLOW", "0")))
+        return SimpleNamespace(anomaly_score=fares, is_flagged=fares >= 100, reasons={})
+
+
+def load(folder):
+    return Marked(folder.name, os.environ.get("DEVICE", "cpu"))
+
+
+def load_on_cpu(folder):
+    return Marked(folder.name, "cpu")
+
+
+async def refuse(self, batch, topic, *, partition):
+    if topic == "transactions.dlq":
+        future = asyncio.get_running_loop().create_future()
+        future.set_exception(TopicAuthorizationFailedError())
+        return future
+    return await send_batch(self, batch, topic, partition=partition)
+
+
+if __name__ == "__main__":
+    if os.environ.get("FAULT") == "blocked loop":
+        Stages.lags = lambda self: time.sleep(600)
+    if os.environ.get("FAULT") == "no dead letters":
+        send_batch, AIOKafkaProducer.send_batch = AIOKafkaProducer.send_batch, refuse
+    sys.exit(worker.run(Settings(), load, load_on_cpu))
+'''
+
+
+@pytest.fixture
+def marked(site: Site) -> Site:
+    """A place with a broker, and a current bundle that is only a name."""
+    (site.folder / "marked.py").write_text(SCRIPT)
+    artifacts = site.folder / "artifacts"
+    (artifacts / "marked").mkdir(parents=True)
+    manifest.write_atomic(artifacts / CURRENT, b"marked")
+    site.env |= {"FRAUDLIB_ARTIFACTS_DIR": str(artifacts), "FRAUDLIB_SESSION_TIMEOUT_MS": "1000"}
+    broker = site.start("broker")
+    until(lambda: broker.says("broker is up"))
+    return site
+
+
+METRICS_PORT = str(free_port())
+
+
+def start(site: Site, **changes: str) -> Service:
+    """Start the worker with the marked model."""
+    log = site.folder / f"marked-{len(site.services)}.log"
+    env = {**os.environ, **site.env, "FRAUDLIB_METRICS_PORT": METRICS_PORT, **changes}
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "marked.py"], env=env, stdout=file, stderr=file, cwd=site.folder, start_new_session=True
+        )
+    service = Service("marked", process, log)
+    site.services.append(service)
+    return service
+
+
+def metrics() -> str:
+    """Text of the running worker's /metrics."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{METRICS_PORT}/metrics", timeout=5) as answer:
+        return answer.read().decode()
+
+
+def message(number: int, tip: float = 0.0) -> tuple[bytes, bytes]:
+    """A trip with an identity, and a mark in the tip."""
+    return b"t-%d" % number, json.dumps(TRIP | {"transaction_id": f"t-{number}", "tip_amount": tip}).encode()
+
+
+def scored(messages: list[Any]) -> list[str]:
+    """Identities that a reader with the filter sees, in any order."""
+    is_fresh = Deduplicator()
+    scores = [json.loads(m.value) for m in messages]
+    return sorted(s["transaction_id"] for s in scores if is_fresh(s["src_partition"], s["src_offset"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mark", [601, 602], ids=["segfault", "exit"])
+def test_a_record_that_kills_the_process_is_isolated_after_three_deaths(marked: Site, mark: int) -> None:
+    """Three workers die, the fourth puts the record aside with its place; all others are scored, once."""
+    numbers = range(400)
+    marked.produce("transactions", *[message(n, mark if n == 200 else 0.0) for n in numbers])
+    deaths = 0
+    while True:
+        worker = start(marked)
+        until(lambda w=worker: w.process.poll() is not None or w.says("record kills the process"), 30, worker.log)
+        if worker.process.poll() is None:
+            break
+        deaths += 1
+        assert deaths <= 3
+    assert deaths == 3
+    scores = marked.read("scores", lambda found: len(found) >= 399, 10)
+    assert scored(scores) == sorted(f"t-{n}" for n in numbers if n != 200)
+    (dead,) = marked.read("transactions.dlq", bool, 10)
+    headers = {name: value.decode() for name, value in dead.headers}
+    assert (dead.key, dead.value) == message(200, mark)
+    assert headers["error"] == "CrashLoop"
+    assert "3 times" in headers["reason"]
+    assert (headers["src_topic"], int(headers["src_partition"])) == ("transactions", dead.partition)
+    (source,) = [m for m in marked.read("transactions", lambda f: len(f) >= 400, 10) if m.key == b"t-200"]
+    assert int(headers["src_offset"]) == source.offset
+    assert worker.stop() == 0
+
+
+def test_without_dead_letters_the_worker_stops_and_skips_nothing(marked: Site) -> None:
+    """Exit code 73 and no commit while the dead-letter topic refuses; once it takes them, everything is there once."""
+    marked.produce("transactions", *[message(n) if n != 20 else (b"t-20", b"poison") for n in range(40)])
+    worker = start(marked, FAULT="no dead letters")
+    assert worker.process.wait(30) == 73
+    assert worker.says("nothing is skipped")
+    poisoned = next(m for m in marked.read("transactions", lambda f: len(f) >= 40, 10) if m.key == b"t-20")
+    before = marked.read("scores", lambda found: False, 1)
+    assert not [m for m in before if m.partition == poisoned.partition and m.offset > poisoned.offset]
+    start(marked)
+    (dead,) = marked.read("transactions.dlq", bool, 20)
+    assert dead.value == b"poison"
+    assert scored(marked.read("scores", lambda found: len({m.key for m in found}) >= 39, 10)) == sorted(
+        f"t-{n}" for n in range(40) if n != 20
+    )
+
+
+def test_a_failing_gpu_and_a_full_memory_stop_nothing(marked: Site) -> None:
+    """A batch too large for memory is halved, a CUDA error moves the worker to the CPU, once; both are counted."""
+    marked.produce("transactions", *[message(n, 604 if n == 30 else 0.0) for n in range(200)])
+    worker = start(marked, DEVICE="cuda", ROWS="16")
+    scores = marked.read("scores", lambda found: len(found) >= 200, 30)
+    assert scored(scores) == sorted(f"t-{n}" for n in range(200))
+    assert worker.says("scoring goes on on the CPU")
+    text = metrics()
+    assert "fraudlib_worker_device_fallbacks_total 1.0" in text
+    assert 'fraudlib_worker_failures_total{stage="device"} 1.0' in text
+    assert 'fraudlib_worker_failures_total{stage="memory"}' in text
+    assert worker.stop() == 0
+
+
+def test_a_model_that_does_not_come_back_ends_the_worker_with_71(marked: Site) -> None:
+    """A supervisor can start it anew; told to stop while it hangs, it goes within 15 s and admits what it left."""
+    marked.produce("transactions", message(1, 603))
+    worker = start(marked, FRAUDLIB_WATCHDOG_SECONDS="1")
+    assert worker.process.wait(20) == 71
+    worker = start(marked)
+    until(lambda: worker.says("a worker died"), 20)
+    time.sleep(0.5)
+    assert worker.stop(seconds=15) == 1
+
+
+def test_a_blocked_event_loop_ends_the_worker_with_72(marked: Site) -> None:
+    """Nothing in the loop can notice; a thread beside it does."""
+    worker = start(marked, FAULT="blocked loop", FRAUDLIB_WATCHDOG_SECONDS="1")
+    assert worker.process.wait(20) == 72
+    assert worker.says("event loop is blocked")
+
+
+def test_a_broker_that_hangs_does_not_keep_a_worker_from_stopping(marked: Site) -> None:
+    """SIGTERM ends it within 15 s although the broker answers nothing, and not with 0 where a batch is under way."""
+    worker = start(marked, SLOW="2")
+    until(lambda: worker.says("partitions assigned"), 20)
+    marked.produce("transactions", message(1))
+    until(lambda: "fraudlib_worker_batch_transactions_count 1.0" in metrics(), 10)
+    (broker,) = psutil.Process(marked.services[0].process.pid).children()
+    broker.suspend()
+    try:
+        assert worker.stop(seconds=15) == 1
+    finally:
+        broker.resume()
