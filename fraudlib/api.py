@@ -25,7 +25,7 @@ from fraudlib.broker import listener
 from fraudlib.bulk import Bulk, lines_of
 from fraudlib.deadlines import Protocol
 from fraudlib.feeds import AlertFeed, ScoreFeed
-from fraudlib.gate import Gate
+from fraudlib.gate import Endpoint, Gate
 from fraudlib.idempotency import Answers
 from fraudlib.intake import outcome_problem, parse_object, prepare
 from fraudlib.kafka import NotSentError, OutcomeUnknownError
@@ -131,9 +131,8 @@ def create_app(settings: Settings, registry: CollectorRegistry | None = None) ->
     )
     app.state.services = services
     problems.install(app)
-    app.add_middleware(Gate, settings=settings, metrics=services.metrics, routes=ROUTES)
-    _add_transaction(app, services)
-    _add_transactions(app, services)
+    direct = {"/transaction": _add_transaction(app, services), "/transactions": _add_transactions(app, services)}
+    app.add_middleware(Gate, settings=settings, metrics=services.metrics, routes=ROUTES, direct=direct)
     _add_labels(app, services)
     _add_alerts(app, services)
     _add_state(app, services)
@@ -174,7 +173,7 @@ def _body(model_schema: dict[str, Any], *media: str, examples: dict[str, Any] | 
     return {"requestBody": {"required": True, "content": dict.fromkeys(media, content)}}
 
 
-def _add_transaction(app: FastAPI, services: Services) -> None:
+def _add_transaction(app: FastAPI, services: Services) -> Endpoint:
     examples = {"three fields": {"value": EXAMPLE}, "as the TLC writes it": {"value": FULL_EXAMPLE}}
 
     @app.post(
@@ -207,6 +206,8 @@ def _add_transaction(app: FastAPI, services: Services) -> None:
         if key is None:
             return await _take(services, body, None, wait)
         return await services.answers.once(key, body, lambda: _take(services, body, key, wait))
+
+    return post_transaction
 
 
 async def _take(services: Services, body: bytes, given_id: str | None, wait: float | None) -> Response:
@@ -247,7 +248,7 @@ async def _accept(services: Services, transaction_id: str, message: bytes) -> No
     services.metrics.items.labels("accepted").inc()
 
 
-def _add_transactions(app: FastAPI, services: Services) -> None:
+def _add_transactions(app: FastAPI, services: Services) -> Endpoint:
     one = Transaction.model_json_schema()
     body = _body(one, "application/x-ndjson")
     body["requestBody"]["content"] |= {"application/json": {"schema": {"type": "array", "items": one}}}
@@ -280,6 +281,8 @@ def _add_transactions(app: FastAPI, services: Services) -> None:
             raise
         await bulk.finish()
         return _bulk_answer(bulk)
+
+    return post_transactions
 
 
 async def _take_array(request: Request, bulk: Bulk) -> None:

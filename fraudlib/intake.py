@@ -7,6 +7,7 @@ import orjson
 
 from fraudlib.kafka import NotSentError, OutcomeUnknownError
 from fraudlib.manifest import now
+from fraudlib.plain import plain
 from fraudlib.problems import Problem
 from fraudlib.records import ACCEPTED_AT, check, has_duplicate_key, reason
 
@@ -57,16 +58,20 @@ def prepare(value: dict[str, Any], given_id: str | None) -> tuple[str, bytes, tu
     Problem
         422 with one entry in `errors` for each field at fault.
     """
-    checked = check([value])
-    if faults := checked.faults.get(0):
-        errors = [{"field": name, "problem": what} for name, what in faults.items()]
-        raise Problem(422, reason(faults), errors=errors)
-    trip = checked.objects[0]
+    trip, ignored = plain(value) or _checked(value)
     own_id = trip.get("transaction_id")
     if own_id and given_id and own_id != given_id:
         raise Problem(422, "transaction_id and Idempotency-Key differ; send one of them")
     transaction_id = own_id or given_id or new_ids(1)[0]
-    return transaction_id, message_of(trip, transaction_id, now()), checked.ignored.get(0, ())
+    return transaction_id, message_of(trip, transaction_id, now()), ignored
+
+
+def _checked(value: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    checked = check([value])
+    if faults := checked.faults.get(0):
+        errors = [{"field": name, "problem": what} for name, what in faults.items()]
+        raise Problem(422, reason(faults), errors=errors)
+    return checked.objects[0], checked.ignored.get(0, ())
 
 
 def message_of(trip: dict[str, Any], transaction_id: str, stamp: str) -> bytes:

@@ -71,6 +71,11 @@ def retry_later(detail: str, kind: str = "unavailable", seconds: int = 1) -> Pro
     return Problem(503, detail, kind, {"Retry-After": str(seconds)})
 
 
+def failure() -> Problem:
+    """A failure of this side's own."""
+    return Problem(500, "the failure is in the log; the request may be tried again")
+
+
 def install(app: FastAPI) -> None:
     """Make every error of the app a problem."""
 
@@ -89,7 +94,7 @@ def install(app: FastAPI) -> None:
         return Problem(422, f"not as /docs describes it: {', '.join(places)}", "invalid-request").response()
 
     async def on_failure(request: Request, err: Exception) -> Response:
-        return Problem(500, "the failure is in the log; the request may be tried again").response()
+        return failure().response()
 
     app.add_exception_handler(Problem, on_problem)
     app.add_exception_handler(HTTPException, on_http)

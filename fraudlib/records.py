@@ -85,7 +85,7 @@ class Decoded:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """What the keys of an object mean."""
 
     names: tuple[str | None, ...]
@@ -95,11 +95,11 @@ class _Plan:
     unknown: tuple[str, ...]
 
 
-def _make_plan(keys: tuple[str, ...]) -> _Plan:
+def _make_plan(keys: tuple[str, ...]) -> Plan:
     names = tuple(key if key == ACCEPTED_AT else canonical_name(key) for key in keys)
     known = [name for name in names if name is not None]
     services = {service for key in keys if (service := service_of(key)) and canonical_name(key)}
-    return _Plan(
+    return Plan(
         names,
         names == keys,
         tuple({name for name in known if known.count(name) > 1}) if len(set(known)) < len(known) else (),
@@ -111,7 +111,8 @@ def _make_plan(keys: tuple[str, ...]) -> _Plan:
 _cached_plan = lru_cache(512)(_make_plan)
 
 
-def _plan(keys: tuple[str, ...]) -> _Plan:
+def plan_of(keys: tuple[str, ...]) -> Plan:
+    """What the keys of an object mean; remembered where they are few and short."""
     # Long key lists are not remembered: they are the sender's choice, and would let him fill the memory.
     return _cached_plan(keys) if len(keys) <= 64 and sum(map(len, keys)) <= 2048 else _make_plan(keys)
 
@@ -146,7 +147,7 @@ def _table(checked: Checked) -> dict[str, Sequence[Any]]:
     if set(map(type, objects)) == {dict}:
         # Usual case: canonical names in a few shapes. The parser shares the keys, so comparing them is cheap.
         shapes = set(map(tuple, objects))
-        if all(_plan(keys).is_canonical for keys in shapes):
+        if all(plan_of(keys).is_canonical for keys in shapes):
             return _columns(shapes, objects)
     return _columns(_canonise(checked), objects)
 
@@ -169,7 +170,7 @@ def _canonise(checked: Checked) -> set[tuple[str, ...]]:
             shapes.add(())
             continue
         keys = tuple(value)
-        plan = _plan(keys)
+        plan = plan_of(keys)
         if plan.is_canonical:
             shapes.add(keys)
             continue

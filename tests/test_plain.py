@@ -1,0 +1,61 @@
+"""The shortcut for plain transactions: whatever it lets pass, the full check would have passed unchanged."""
+
+import copy
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fraudlib.plain import plain
+from fraudlib.records import check
+from fraudlib.transaction import EXAMPLE, FULL_EXAMPLE
+
+NAMES = [*FULL_EXAMPLE, "duration_minutes", "pickup_datetime", "dropoff_datetime", "passenger_count", "accepted_at"]
+NAMES += ["tpep_pickup_datetime", "store_and_fwd_flag", "service", "vendor_id", "colour"]
+TIMES = st.from_regex(
+    r"(20|00|99)\d\d-[01]\d-[0-3]\d[T ][012]\d:[0-6]\d(:[0-6]\d(\.\d{1,6})?)?(Z|\+05:00)?", fullmatch=True
+)
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**63), 2**64 - 1),
+    st.integers(0, 300),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(max_size=70),
+    st.sampled_from(
+        ["green", "yellow", "a.b:c-1", "2023-03-01T12:00:00", "2023-02-30T12:00:00", "2023-03-01T24:00:00"]
+    ),
+    TIMES,
+    st.lists(st.integers(), max_size=2),
+)
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=8), st.sampled_from([{}, EXAMPLE, FULL_EXAMPLE]))
+def test_what_is_plain_passes_the_full_check_unchanged(some: dict[str, Any], base: dict[str, Any]) -> None:
+    """The same trip under the same names, the same unknown fields, and no fault."""
+    value = base | some
+    found = plain(copy.deepcopy(value))
+    checked = check([value])
+    if found is not None:
+        assert checked.faults == {}
+        assert found == (checked.objects[0], checked.ignored.get(0, ()))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        EXAMPLE,
+        FULL_EXAMPLE,
+        EXAMPLE | {"tip_amount": None, "service": "yellow", "RatecodeID": 5.0, "colour": [1]},
+        {
+            "fare": -3,
+            "trip_distance": 0,
+            "lpep_pickup_datetime": "2023-03-01T12:00:00",
+            "dropoff_datetime": "2023-03-01T12:15:00.000001",
+        },
+    ],
+)
+def test_the_usual_needs_no_more(value: dict[str, Any]) -> None:
+    """Three fields, full records, the TLC's spelling and unknown fields are plain."""
+    assert plain(dict(value)) is not None
