@@ -1,6 +1,7 @@
 """The worker's parts: outputs of a batch, the bundle in use, and the stages' promise to the reader's filter."""
 
 import asyncio
+import itertools
 import random
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -264,10 +265,12 @@ class LogPublisher:
             raise OutcomeUnknownError("lost on the way back")
 
 
-async def one_worker(log: Log, stopping: asyncio.Event) -> tuple[Stages, LogConsumer, list["asyncio.Task[Any]"]]:
+async def one_worker(
+    log: Log, stopping: asyncio.Event, bundle: Any = None, quarantine: Any = None
+) -> tuple[Stages, LogConsumer, list["asyncio.Task[Any]"]]:
     """Stages on the log, running."""
     consumer, metrics = LogConsumer(log), WorkerMetrics(CollectorRegistry())
-    bundle = SimpleNamespace(scorer=FareScorer())
+    bundle = bundle or SimpleNamespace(scorer=FareScorer())
 
     async def reconnect() -> bool:
         await asyncio.sleep(0.001)
@@ -278,8 +281,8 @@ async def one_worker(log: Log, stopping: asyncio.Event) -> tuple[Stages, LogCons
         Settings(batch_max_records=9, batch_wait_ms=0),
         consumer,
         LogPublisher(log),  # type: ignore[arg-type]
-        bundle,  # type: ignore[arg-type]
-        Quarantine(journal, load_by_name, Path()),
+        bundle,
+        quarantine or Quarantine(journal, load_by_name, Path()),
         journal,
         SimpleNamespace(offer=lambda messages, outputs: None),  # type: ignore[arg-type]
         ThreadPoolExecutor(1),
@@ -340,3 +343,61 @@ def test_behind_the_filter_everything_is_there_once(seed: int) -> None:
             assert [at for at in places if is_fresh(tp.partition, at)] == expected
         dead = log.topics.get(("transactions.dlq", tp.partition), [])
         assert {int(dict(row[2])["src_offset"]) for row in dead} == poison
+
+
+class Witness(Quarantine):
+    """Notes which bundles scored each batch."""
+
+    def __init__(self) -> None:
+        super().__init__(Journal(None), load_by_name, Path())
+        self.batches: list[set[str]] = []
+
+    def process(self, messages: Any, ranges: Any, scorer: Any) -> Any:
+        """Outputs of a batch."""
+        out = super().process(messages, ranges, scorer)
+        rows = [row for part in out.scores.values() for row in part]
+        self.batches.append({orjson.loads(value or b"")["bundle_id"] for _, value, _ in rows})
+        return out
+
+
+async def swap_under_load(artifacts: Path, swaps: int) -> tuple[Log, Witness, WorkerMetrics]:
+    """Make two bundles current in turns, and now and then a bad one, each once the one before has scored."""
+    log, stopping, witness = Log(2, 0, random.Random(1)), asyncio.Event(), Witness()
+    log.rng.random = lambda: 1.0  # type: ignore[method-assign]
+    bundle, metrics = live(artifacts, load_by_name)
+    point(artifacts, "b")
+    await bundle.load()
+    watching = asyncio.create_task(bundle.watch(0.001))
+    stages, consumer, tasks = await one_worker(log, stopping, bundle, witness)
+    await move(log, None, (stages, consumer), warn=True)
+    async with asyncio.timeout(60):
+        for swap in range(swaps):
+            if swap % 20 == 0:
+                point(artifacts, "bad")
+                await asyncio.sleep(0.02)
+            point(artifacts, "ab"[swap % 2])
+            while not witness.batches or "ab"[swap % 2] not in witness.batches[-1]:
+                for tp, messages in log.input.items():
+                    at = len(messages)
+                    messages += [message(at + i, TRIP, b"%d-%d" % (tp.partition, at + i), tp.partition) for i in (0, 1)]
+                await asyncio.sleep(0.002)
+        for _ in range(1000):
+            await asyncio.sleep(0 if log.is_done else 0.01)
+        stopping.set()
+        await asyncio.gather(*tasks[:3])
+    for task in (tasks[3], watching):
+        task.cancel()
+    return log, witness, metrics
+
+
+def test_200_swaps_under_load_lose_nothing_and_mix_nothing(tmp_path: Path) -> None:
+    """Every message is scored once, every batch by one bundle; a bad bundle is refused while the old one serves."""
+    log, witness, metrics = asyncio.run(swap_under_load(tmp_path, 200))
+    for tp, messages in log.input.items():
+        places = [orjson.loads(row[1])["src_offset"] for row in log.topics["scores", tp.partition]]
+        assert places == list(range(len(messages)))
+    assert all(len(bundles) == 1 for bundles in witness.batches)
+    served = ["".join(bundles) for bundles in witness.batches]
+    assert sum(a != b for a, b in itertools.pairwise(served)) >= 199
+    assert set(served) == {"a", "b"}
+    assert metrics.registry.get_sample_value("fraudlib_worker_reloads_total", {"outcome": "refused"}) == 10

@@ -1,19 +1,23 @@
 """Workers that die, hang and lose their GPU: real processes, with a model that does so on purpose."""
 
+import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from aiokafka import AIOKafkaProducer
 
-from fraudlib import manifest
+from fraudlib import manifest, paths
 from fraudlib.delivery import Deduplicator
-from fraudlib.paths import CURRENT
+from fraudlib.paths import CURRENT, MANIFEST
 
 from .conftest import Service, Site, free_port, until
 
@@ -217,3 +221,54 @@ def test_a_broker_that_hangs_does_not_keep_a_worker_from_stopping(marked: Site) 
         assert worker.stop(seconds=15) == 1
     finally:
         broker.resume()
+
+
+@pytest.mark.slow
+def test_200_swaps_of_sealed_bundles_under_load_lose_nothing(site: Site) -> None:
+    """Every message is scored once while `current` changes 200 times; an altered bundle is refused."""
+    artifacts, source = site.folder / "artifacts", manifest.current_bundle(paths.root() / "artifacts")
+    assert source is not None
+    names = [source.name, f"{source.name}-b", f"{source.name}-bad"]
+    for name in names:
+        shutil.copytree(source, artifacts / name)
+        content = json.loads((artifacts / name / MANIFEST).read_bytes())
+        (artifacts / name / MANIFEST).write_text(json.dumps(content | {"bundle_id": name}))
+    weights = artifacts / names[2] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
+    manifest.write_atomic(artifacts / CURRENT, names[0].encode())
+    site.env["FRAUDLIB_ARTIFACTS_DIR"] = str(artifacts)
+    broker = site.start("broker")
+    until(lambda: broker.says("broker is up"))
+    worker = site.start("worker", FRAUDLIB_RELOAD_SECONDS="0.02")
+    until(lambda: worker.says("partitions assigned"), 30)
+    sent = asyncio.run(_swap(site, worker, artifacts, names))
+    scores = site.read("scores", lambda found: len(found) >= sent, 60)
+    assert len(scored(scores)) == len(scores) == sent
+    assert {json.loads(m.value)["bundle_id"] for m in scores} == set(names[:2])
+    assert worker.log.read_text().count("new bundle refused") == 10
+    assert worker.stop() == 0
+
+
+async def _swap(site: Site, worker: Service, artifacts: Path, names: list[str]) -> int:
+    """Change the pointer 200 times, each time once the bundle before serves, and send all the while."""
+    sent = 0
+    async with AIOKafkaProducer(bootstrap_servers=site.env["FRAUDLIB_KAFKA_BOOTSTRAP_SERVERS"]) as producer:
+
+        async def send_until(text: str, count: int) -> None:
+            nonlocal sent
+            async with asyncio.timeout(20):
+                while worker.log.read_text().count(text) < count:
+                    for _ in range(20):
+                        key, value = message(sent)
+                        await producer.send("transactions", value, key)
+                        sent += 1
+                    await asyncio.sleep(0.01)
+
+        for swap in range(200):
+            if swap % 20 == 0:
+                manifest.write_atomic(artifacts / CURRENT, names[2].encode())
+                await send_until("new bundle refused", swap // 20 + 1)
+            manifest.write_atomic(artifacts / CURRENT, names[1 - swap % 2].encode())
+            await send_until("bundle serves", swap + 2)
+        await producer.flush()
+    return sent
