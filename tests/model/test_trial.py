@@ -5,6 +5,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from fraudlib import baselines, evaluation, features, fraud, quality, trial
+from fraudlib.training import TAUGHT
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,53 @@ def test_baselines_beat_chance_and_repeat(some, planted, name):
     np.testing.assert_allclose(scores[0], scores[1])
     label = np.repeat([False, True], [features.row_count(some), len(planted.kind)])
     assert roc_auc_score(label, scores[0]) > 0.55
+
+
+@pytest.fixture(scope="module")
+def small(room):
+    """A few training trips, and features of honest trips and of frauds beside them."""
+    frauds = trial.plant(room.valid, 0.1, 1, 901)
+    return baselines.sample(room.train, 1500, 7), room.statistics, room.valid, frauds
+
+
+@pytest.mark.parametrize("name", baselines.ON_FEATURES)
+def test_baselines_on_features(small, name):
+    """Each scores frauds above honest trips more often than not, is finite where fields are missing, and repeats."""
+    train, usual, honest, frauds = small
+    x, judged = (features.build(c, usual) for c in (train, features.concat([honest, frauds.columns])))
+    scores = [baselines.ON_FEATURES[name](x, 7)(judged) for _ in range(2)]
+    np.testing.assert_allclose(scores[0], scores[1])
+    assert np.isfinite(baselines.ON_FEATURES[name](x, 7)(np.full((2, x.shape[1]), np.nan, dtype=np.float32))).all()
+    label = np.repeat([False, True], [features.row_count(honest), len(frauds.kind)])
+    assert roc_auc_score(label, scores[0]) > 0.6
+
+
+def test_ecod_is_the_sum_of_tails():
+    """By hand, on two features without skew: minus log of the share at least as far out, the larger side."""
+    train = np.array([[-2, 0], [-1, 0], [0, 0], [1, 0], [2, 0]], dtype=np.float32)
+    score = baselines.ecod(train, 0)(np.array([[2, 0], [0, 0], [9, 0]], dtype=np.float32))
+    np.testing.assert_allclose(score, [-np.log(1 / 5), -np.log(3 / 5), -np.log(0.5 / 5)])
+
+
+def test_taught_baselines_know_what_they_were_taught(small):
+    """Shown the kinds, boosting finds them far better than shown corruption alone; both repeat with the seed."""
+    train, usual, honest, frauds = small
+    x = features.build(features.concat([honest, frauds.columns]), usual)
+    label = np.repeat([False, True], [features.row_count(honest), len(frauds.kind)])
+    auc = {n: roc_auc_score(label, d(train, x)) for n, d in baselines.taught(train, usual, TAUGHT, 7).items()}
+    assert auc["boosting, taught fraud only"] > auc["boosting, taught corruption only"] > 0.6
+    again = baselines.TAUGHT["boosting, taught as the head"](train, usual, TAUGHT, 7)(x)
+    assert roc_auc_score(label, again) == pytest.approx(auc["boosting, taught as the head"])
+
+
+def test_all_rivals_are_offered_by_one_call(small):
+    """The notebook gets every detector by name, and each takes trips with their features."""
+    train, usual, honest, _ = small
+    rivals = baselines.unlabelled(baselines.sample(train, 400, 1), usual, 7)
+    assert list(rivals) == [*baselines.BASELINES, *baselines.ON_FEATURES]
+    few = features.take(honest, slice(0, 50))
+    for score in rivals.values():
+        assert score(few, features.build(few, usual)).shape == (50,)
 
 
 def test_habits_are_shares(some):
