@@ -223,10 +223,26 @@ def reasons_hit(
     return wilson(sum(hits), len(hits))
 
 
-def drift(realised: Interval, budget: float) -> dict[str, Any]:
-    """Whether the budget lies outside the interval of the realised false positive rate, and by which factor."""
-    outside = not realised.low <= budget <= realised.high
-    return {"budget": budget, "realised": realised.to_json(), "drifted": outside, "factor": realised.value / budget}
+def drift(realised: Interval, budget: float, expected: Interval) -> dict[str, Any]:
+    """Whether the realised false positive rate lies outside the interval that 03 promised, and how far from the budget.
+
+    Parameters
+    ----------
+    realised : on the test period. budget : share of honest trips that may be flagged.
+    expected : validation's rate with the interval for a week to come.
+
+    Returns
+    -------
+    JSON-ready; `factor` is realised over budget, `over_expected` realised over validation's rate.
+    """
+    return {
+        "budget": budget,
+        "expected": expected.to_json(),
+        "realised": realised.to_json(),
+        "drifted": not expected.low <= realised.value <= expected.high,
+        "factor": realised.value / budget,
+        "over_expected": realised.value / max(expected.value, 1e-12),
+    }
 
 
 def easy_and_hard(kind: NDArray[np.str_], score: Array, threshold: float) -> dict[str, Interval]:

@@ -52,7 +52,8 @@ def use_style(dpi: int = 72) -> None:
 
 def _title_over_legend(ax: Axes, title: str, ncols: int) -> None:
     """Title and legend above the axes, where no bar or dot can lie under them."""
-    ax.set_title(title, pad=22)
+    rows = -(-len(ax.get_legend_handles_labels()[0]) // ncols)
+    ax.set_title(title, pad=6 + 16 * rows)
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=ncols, borderaxespad=0.2)
 
 
@@ -240,27 +241,36 @@ def budget_kept(share: Array, realised: Array, n: int, origin: str, ax: Axes) ->
 
 
 def threshold_choices(
-    threshold: Array, curves: Mapping[str, Array], chosen: Mapping[str, float], origin: str, axes: Sequence[Axes]
+    threshold: Array,
+    curves: Mapping[str, Array],
+    chosen: Mapping[str, float],
+    choice: str,
+    origin: str,
+    axes: Sequence[Axes],
 ) -> None:
-    """False positives, alerts a day and cost by threshold, one panel each, with the choice that each would make.
+    """False positives, alerts a day, cost and recall by threshold, one panel each, with the line that each would draw.
 
     Parameters
     ----------
-    threshold : (k,). curves : axis label -> (k,), one per axes. chosen : name -> threshold.
+    threshold : (k,). curves : axis label -> (k,), one per axes; the first two span powers of ten.
+    chosen : name -> threshold.
+    choice : the name that became the threshold; its line is thick.
     """
-    for ax, (name, values) in zip(axes, curves.items(), strict=True):
-        if ax is axes[-1]:
-            ax.plot(threshold, values, color=BLUE)
+    colours = dict(zip(chosen, (ORANGE, GREEN, RED, PINK), strict=False))
+    styles = dict(zip(chosen, LINES, strict=False))
+    for i, (ax, (name, values)) in enumerate(zip(axes, curves.items(), strict=True)):
+        ax.plot(threshold, values, color=BLUE)
+        if i < 2:
+            ax.set_yscale("log", nonpositive="mask")  # a share of nothing has no logarithm
+        else:
             ax.set_ylim(bottom=0)
-        else:  # a share of nothing has no logarithm
-            ax.semilogy(threshold, np.where(values > 0, values, np.nan), color=BLUE)
         ax.set_ylabel(name)
-        for (_, value), colour, style in zip(chosen.items(), (ORANGE, GREEN, RED), LINES, strict=False):
-            ax.axvline(value, color=colour, ls=style, lw=1.5)
-    for (name, value), colour, style in zip(chosen.items(), (ORANGE, GREEN, RED), LINES, strict=False):
-        axes[0].plot([], [], color=colour, ls=style, label=f"{name}: {value:.2f}")
-    axes[0].set_title(f"Where would budget, staff and cost each draw the line? ({origin})")
-    axes[0].legend(ncols=3)
+        for way, value in chosen.items():
+            ax.axvline(value, color=colours[way], ls=styles[way], lw=2.5 if way == choice else 1.3)
+    for way, value in chosen.items():
+        label = f"{way}: {value:.2f}" + (" (chosen)" if way == choice else "")
+        axes[0].plot([], [], color=colours[way], ls=styles[way], lw=2.5 if way == choice else 1.3, label=label)
+    _title_over_legend(axes[0], f"Where would budget, staff and cost each draw the line? ({origin})", ncols=2)
     axes[-1].set_xlabel("threshold on the anomaly score")
 
 
@@ -327,3 +337,43 @@ def false_positive_rate(months: Mapping[str, Interval], budget: float, origin: s
     ax.set(xlabel="honest trips flagged, %", xlim=(0, None), ylim=(-0.6, len(months) - 0.4))
     ax.set_title(f"Is the promised budget kept? ({origin})")
     ax.legend()
+
+
+def _dots(ax: Axes, y: Array, parts: Sequence[Interval], colour: str, marker: str, label: str) -> None:
+    value, low, high = (np.array([100 * part[key] for part in parts]) for key in ("value", "low", "high"))
+    error = [np.maximum(value - low, 0), np.maximum(high - value, 0)]
+    ax.errorbar(value, y, xerr=error, fmt=marker, color=colour, capsize=2, label=label)
+
+
+def detectors(groups: Mapping[str, Mapping[str, Interval]], origin: str, ax: Axes) -> None:
+    """Average precision of each detector with its 95 % interval, by group.
+
+    Parameters
+    ----------
+    groups : group -> detector -> average precision, the best group first.
+    """
+    names = [name for group in groups.values() for name in group]
+    start = 0
+    for (group, parts), colour, marker in zip(groups.items(), (BLUE, ORANGE, GREY), ("D", "s", "o"), strict=False):
+        _dots(ax, np.arange(start, start + len(parts), dtype=np.float64), list(parts.values()), colour, marker, group)
+        start += len(parts)
+    ax.set_yticks(np.arange(len(names)), names)
+    ax.invert_yaxis()
+    ax.set(xlabel="average precision, %", xlim=(0, 100))
+    _title_over_legend(ax, f"What do teaching and surprises each add? ({origin})", ncols=len(groups))
+
+
+def families_left_out(families: Mapping[str, Mapping[str, Interval]], origin: str, ax: Axes) -> None:
+    """Recall of each family of kinds by the model that was taught all, and by one that never saw the family.
+
+    Parameters
+    ----------
+    families : as `heldout.measure` gives them.
+    """
+    y = np.arange(len(families), dtype=np.float64)
+    _dots(ax, y - 0.1, [f["recall_taught"] for f in families.values()], GREY, "o", "taught all kinds")
+    _dots(ax, y + 0.1, [f["recall"] for f in families.values()], BLUE, "D", "taught without this family")
+    ax.set_yticks(y, list(families))
+    ax.invert_yaxis()
+    ax.set(xlabel="found at one false positive in a hundred, %", xlim=(0, 101))
+    _title_over_legend(ax, f"What would be found that nobody taught? ({origin})", ncols=2)

@@ -49,6 +49,16 @@ def test_wilson_at_the_edges() -> None:
         assert -1e-9 <= interval.low <= interval.high <= 1 + 1e-9
 
 
+def test_drift_is_what_leaves_the_promise() -> None:
+    """Inside the promised interval is no drift even below the budget; outside it is, and by which factor."""
+    promise = evaluation.Interval(0.008, 0.006, 0.010)
+    calm = evaluation.drift(evaluation.wilson(70, 10_000), 0.01, promise)
+    moved = evaluation.drift(evaluation.wilson(150, 10_000), 0.01, promise)
+    assert (calm["drifted"], moved["drifted"]) == (False, True)
+    assert moved["factor"] == pytest.approx(1.5)
+    assert moved["over_expected"] == pytest.approx(1.875)
+
+
 def gate_metrics(precision: float | None, baseline: float = 0.1, factor: float = 1.0) -> dict[str, object]:
     return {
         "average_precision": {"value": precision},

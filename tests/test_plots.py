@@ -22,6 +22,7 @@ KINDS = {
     "flat_fare": {"recall": {"value": 1.0, "low": 0.9, "high": 1.0}, "easy": True},
 }
 SHARES = {"train": {"a": 0.1, "b": 0.0, "c": 1.0}, "test": {"a": 0.2, "b": 0.0, "c": 1.0}}
+PART = {"value": 0.5, "low": 0.4, "high": 0.7}
 RATES = {"test": {"value": 0.01, "low": 0.008, "high": 0.013}}
 FIELDS = ["fare", "tip"]
 
@@ -39,6 +40,8 @@ FIGURES = {
     "precision_recall": ({"model": (RECALL, 1 - RECALL / 2), "other": (RECALL, 1 - RECALL)}, (0.8, 0.6), 0.01),
     "recall_by_kind": (KINDS,),
     "false_positive_rate": (RATES, 0.01),
+    "detectors": ({"ours": {"head": PART}, "without labels": {"forest": PART, "neighbours": PART}},),
+    "families_left_out": ({"tips": {"recall": PART, "recall_taught": PART}},),
 }
 
 
@@ -72,11 +75,12 @@ def test_thresholds_are_drawn(ax: Axes) -> None:
     """The histogram draws the threshold where it is, and each panel of the choices draws all of them."""
     plots.score_histogram(SCORE, LABEL, 2.0, "simulated sample", ax)
     assert 2.0 in [line.get_xdata()[0] for line in ax.lines]
-    axes = plt.subplots(3, 1)[1]
-    curves = {"flagged": np.linspace(1, 0, 5), "alerts": np.linspace(9, 0, 5), "cost": np.ones(5)}
-    plots.threshold_choices(np.arange(5.0), curves, {"budget": 2.0, "cost": 3.0}, "simulated sample", axes)
+    axes = plt.subplots(4, 1)[1]
+    curves = {"flagged": np.linspace(1, 0, 5), "alerts": np.linspace(9, 0, 5), "cost": np.ones(5), "found": np.ones(5)}
+    plots.threshold_choices(np.arange(5.0), curves, {"budget": 2.0, "cost": 3.0}, "cost", "simulated sample", axes)
     for panel in axes:
         assert {2.0, 3.0} <= {line.get_xdata()[0] for line in panel.lines if len(line.get_xdata())}
+    assert [t.get_text() for t in axes[0].get_legend().get_texts()] == ["budget: 2.00", "cost: 3.00 (chosen)"]
 
 
 def test_only_blank_columns_are_shown(ax: Axes) -> None:
