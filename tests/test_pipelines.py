@@ -296,7 +296,7 @@ REAL = sorted(paths.root().glob("notebooks/0[1-4]_*.ipynb"))
 
 
 @pytest.mark.skipif(len(REAL) < 4, reason="the notebooks are not written yet")
-@pytest.mark.parametrize("name", ["sample", "real_green"])
+@pytest.mark.parametrize("name", ["sample", "real_green", "month_ahead_green", "year_ahead_green"])
 def test_the_committed_parameter_files_fit_the_notebooks(name: str) -> None:
     """Every name and value in pipelines/params is one that the notebooks declare."""
     known = parameters.merge([parameters.declared(path) for path in REAL])
