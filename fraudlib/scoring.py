@@ -14,6 +14,7 @@ from fraudlib.calibration import Calibration
 from fraudlib.errors import ServiceError
 from fraudlib.features import CODE_FIELDS, DISTANCE_FLOOR, DURATION_FLOOR
 from fraudlib.model import PREDICTED, FraudModel
+from fraudlib.stacked import FEW, StackedModel
 from fraudlib.statistics import Statistics, duration_minutes
 
 Array = NDArray[np.float64]
@@ -73,7 +74,7 @@ def pick_device(device: str) -> torch.device:
 
 
 @torch.inference_mode()
-def raw_scores(model: FraudModel, x: NDArray[np.float32], device: torch.device | None = None) -> Raw:
+def raw_scores(model: FraudModel | StackedModel, x: NDArray[np.float32], device: torch.device | None = None) -> Raw:
     """Logits, surprises and expectations of features (n, F), in chunks."""
     device = device or torch.device("cpu")
     logits, surprises, expected = [], [], []
@@ -114,6 +115,7 @@ class Scorer:
         self.bundle_id = bundle_id
         self.device = pick_device(device)
         self.model = model.eval().to(self.device)
+        self._few = StackedModel(self.model).eval()
         self.statistics = statistics
         self.calibration = calibration
         self.threshold = threshold
@@ -135,7 +137,7 @@ class Scorer:
     def score(self, columns: Columns) -> Scores:
         """Score every row of the columns, shape (n,) each; missing columns are missing fields."""
         x = features.build(columns, self.statistics)
-        raw = raw_scores(self.model, x, self.device)
+        raw = raw_scores(self._few if len(x) <= FEW else self.model, x, self.device)
         score = self.calibration.score(raw.logit, raw.surprise)
         flagged = score > self.threshold
         rows = np.flatnonzero(flagged)
