@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 POLL_MS: Final = 200
 COMMIT_SECONDS: Final = 5.0
+COMMIT_PAUSE: Final = 0.1  # seconds; a commit for every small batch would cost as much as its scores
 REVOKE_SECONDS: Final = 8.0
 POLL_FAILURES: Final = 10
 REFUSALS: Final = 3
@@ -257,7 +258,9 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
         while True:
             await self._dirty.wait()
             self._dirty.clear()
-            if not await self.commit():
+            if await self.commit():
+                await asyncio.sleep(COMMIT_PAUSE)
+            else:
                 await asyncio.sleep(1)
                 self._dirty.set()
 
