@@ -28,6 +28,7 @@ class _Tail(ABC):
     """Reads the end of every partition of a topic, outside any consumer group."""
 
     topic: str
+    fetch_wait_ms: int | None = None  # None takes that of the settings
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -48,7 +49,7 @@ class _Tail(ABC):
                 **client_options(self._settings),
                 enable_auto_commit=False,
                 auto_offset_reset="latest",
-                fetch_max_wait_ms=self._settings.fetch_wait_ms,
+                fetch_max_wait_ms=self.fetch_wait_ms or self._settings.fetch_wait_ms,
             )
             try:
                 await consumer.start()
@@ -154,6 +155,7 @@ class AlertFeed(_Tail):
     """Passes each alert once to every follower, and remembers the latest for those who come back."""
 
     topic = TOPIC_ALERTS
+    fetch_wait_ms = 100  # nobody sees the difference, and a short wait keeps the broker and this process busy
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
