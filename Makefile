@@ -17,7 +17,6 @@ ARGS ?=
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
-SAMPLE := data/sample/green_tripdata_2023-05.parquet
 NOTEBOOKS := $(sort $(wildcard notebooks/0[1-4]_*.ipynb))
 PIP := -m pip --disable-pip-version-check install -qq $(PIP_ARGS)
 
@@ -29,7 +28,7 @@ STRIP := $(BIN)/nbstripout --keep-output --keep-count --extra-keys \
 
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: help demo test check lab retrain notebooks bench lock clean
+.PHONY: help demo test check lab retrain notebooks bench chaos lock clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -69,9 +68,11 @@ notebooks: $(READY)  ## run notebooks 01 to 04 on the sample in place and keep t
 	$(EXECUTE) $(NOTEBOOKS)
 	$(STRIP) $(NOTEBOOKS)
 
-bench: $(READY)  ## measure on this machine: a file scored, then trips streamed through every service
-	@$(BIN)/fraudlib score $(SAMPLE) $(shell mktemp -d)/scores.parquet
-	@exec $(BIN)/fraudlib demo --seconds 20 $(ARGS)
+bench: $(READY)  ## measure on this machine: throughput, latency, API, dead letters, scoring; writes docs/bench.json
+	@exec $(BIN)/python -m bench $(ARGS)
+
+chaos: $(READY)  ## kill, pause and starve the services under load, and check that nothing is lost or doubled
+	@exec $(BIN)/python -m bench.chaos $(ARGS)
 
 lock: pyproject.toml  ## take the newest releases that pyproject.toml allows into constraints.txt
 	@rm -rf $(VENV)-lock

@@ -1,0 +1,67 @@
+"""All that the README quotes, measured in one run: `python -m bench`; writes docs/bench.json and docs/bench.png."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from bench import api, figure, latency, poison, throughput
+from bench.machine import describe
+from fraudlib import bench as scoring
+from fraudlib import manifest, paths
+
+RESULTS: Final = paths.root() / "docs" / "bench.json"
+DATA: Final = "simulated trips (data/sample) with 1.25 % planted fraud, full records"
+
+
+def _scoring() -> dict[str, Any]:
+    folder = manifest.current_bundle(paths.root() / "artifacts")
+    if folder is None:
+        raise SystemExit("artifacts: no bundle is current; train one with `python -m pipelines retrain`")
+    return scoring.report(folder, threads=1, sizes=(64, 1024, 4096))
+
+
+def parts(quick: bool) -> dict[str, Callable[[], dict[str, Any]]]:
+    """Measurements by name; `quick` ones are for trying the tooling out, not for quoting."""
+    if quick:
+        return {
+            "throughput": lambda: throughput.measure(throughput.Plan(50_000, 300, 1)),
+            "latency": lambda: latency.measure((100, 1000), 2.0),
+            "api": lambda: api.measure(20_000),
+            "poison": lambda: poison.measure(10_000),
+            "scoring": _scoring,
+        }
+    return {
+        "throughput": lambda: throughput.measure(throughput.Plan()),
+        "latency": lambda: latency.measure((100, 1000, 5000), 8.0),
+        "api": api.measure,
+        "poison": poison.measure,
+        "scoring": _scoring,
+    }
+
+
+def main() -> int:
+    """Parse the command line, measure, write and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=[*parts(False), []], help="what to measure; all by default")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to try it out")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="file of the results")
+    options = parser.parse_args()
+    wanted = {name: part for name, part in parts(options.quick).items() if name in (options.parts or parts(False))}
+    results: dict[str, Any] = json.loads(options.out.read_text()) if options.parts and options.out.exists() else {}
+    results |= {"data": DATA, "quick": options.quick, "machine": describe()}
+    for name, part in wanted.items():
+        started = time.monotonic()
+        results[name] = part()
+        print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+    manifest.write_atomic(options.out, (json.dumps(results, indent=1) + "\n").encode())
+    figure.draw(results, options.out.with_suffix(".png"))
+    print(json.dumps(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

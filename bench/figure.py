@@ -1,0 +1,63 @@
+"""One figure of a file of results: latency by offered rate, and throughput beside what it is measured against."""
+
+from pathlib import Path
+from typing import Any, Final
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+BARS: Final = {
+    "ceiling": "consume and republish\n(ceiling)",
+    "trivial_scorer": "worker,\ntrivial scorer",
+    "worker": "worker",
+    "two_workers": "two workers",
+    "naive": "one record\nat a time",
+}
+COLOURS: Final = {"p50_ms": "#1b6ca8", "p95_ms": "#e0a030", "p99_ms": "#b03a2e"}
+
+
+def _throughput(axes: Axes, results: dict[str, Any]) -> None:
+    rates = [results[name]["per_second"] for name in BARS]
+    bars = axes.barh(list(BARS.values()), rates, color="#1b6ca8")
+    axes.bar_label(bars, labels=[f"{rate:,}" for rate in rates], padding=3, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.2 * max(rates))
+    axes.set_xlabel("transactions a second")
+    axes.set_title("Throughput, every score published", fontsize=10)
+
+
+def _latency(axes: Axes, steps: list[dict[str, Any]]) -> None:
+    labels = [f"{step['rate']:,.0f}" for step in steps]
+    for kind, style in (("score", "-"), ("alert", "--")):
+        for name, colour in COLOURS.items():
+            values = [step[kind][name] for step in steps]
+            axes.plot(labels, values, style, color=colour, marker="o", label=f"{kind} {name[:3]}", markersize=4)
+    axes.axhline(25, color="grey", linewidth=0.7, linestyle=":")
+    axes.set_yscale("log")
+    axes.set_xlabel("transactions a second offered, one per request, open loop")
+    axes.set_ylabel("ms from the moment due to send")
+    axes.set_title("POST to score and to alert", fontsize=10)
+    axes.legend(fontsize=7, ncols=2)
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Draw the parts that the results have; the machine stands below.
+
+    Parameters
+    ----------
+    results : as `python -m bench` writes them.
+    path : of the PNG.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    if "throughput" in results:
+        _throughput(left, results["throughput"])
+    if "latency" in results:
+        _latency(right, results["latency"]["steps"])
+    machine = results["machine"]
+    text = f"{machine['cores']} cores of {machine['processor']}, shared by sender, API, broker, worker and reader"
+    figure.supxlabel(f"{text}; {results['data']}; {machine['measured_at'][:10]}", fontsize=7)
+    figure.savefig(path, dpi=130, metadata={"Software": None})
+    plt.close(figure)

@@ -1,0 +1,129 @@
+"""Transactions a second: the worker, the ceiling of its client, a trivial scorer, a naive worker, and two workers.
+
+Each drains the same backlog from the same broker on this machine; rounds alternate, so that a change of the machine's
+load meets all of them.
+"""
+
+import asyncio
+import signal
+import statistics
+from dataclasses import dataclass
+from typing import Any, Final
+
+from bench import topic
+from bench.records import Records
+from bench.site import Service, Site
+from fraudlib.schema import TOPIC_DEAD_LETTERS, TOPIC_SCORES
+
+COMMANDS: Final = {
+    "ceiling": ("-m", "bench.contenders", "ceiling"),
+    "naive": ("-m", "bench.contenders", "naive"),
+    "trivial": ("-m", "bench.trivial"),
+    "worker": None,
+}
+OUTPUTS: Final = (TOPIC_SCORES, TOPIC_DEAD_LETTERS)
+SECONDS: Final = 120.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much to measure.
+
+    Attributes
+    ----------
+    backlog : transactions that wait. naive : transactions for the naive worker. rounds : repetitions.
+    """
+
+    backlog: int = 400_000
+    naive: int = 1_500
+    rounds: int = 3
+
+
+class Arena:
+    """A broker with a backlog; every contender drains it under a group of its own."""
+
+    def __init__(self, site: Site, plan: Plan) -> None:
+        self._site, self._plan = site, plan
+        self._broker = site.start_broker()
+        asyncio.run(topic.fill(site.settings, Records()(plan.backlog, "bench-")))
+        self._runs = 0
+
+    def run(self, count: int, workers: int = 1, contender: str = "worker") -> dict[str, Any]:
+        """Drain `count` transactions; rates in transactions/s, costs in microseconds per transaction."""
+        self._runs += 1
+        before = asyncio.run(topic.total(self._site.settings, OUTPUTS))
+        changes = {"consumer_group": f"bench-{self._runs}"}
+        crew = [self._site.start(contender, COMMANDS[contender], **changes) for _ in range(workers)]
+        for worker in crew:
+            self._site.wait_for(worker, "partitions assigned")
+        at_start = [s.cpu_seconds() for s in (self._broker, *crew)]
+        curve = asyncio.run(topic.watch(self._site.settings, OUTPUTS, before, count, SECONDS))
+        used = [s.cpu_seconds() - since for s, since in zip((self._broker, *crew), at_start, strict=True)]
+        result = {
+            "transactions": curve.count,
+            "seconds": round(curve.seconds, 2),
+            "per_second": round(curve.per_second),
+            "worker_cpu_us": round(1e6 * sum(used[1:]) / curve.count, 2),
+            "broker_cpu_us": round(1e6 * used[0] / curve.count, 2),
+        }
+        if contender in ("worker", "trivial"):
+            result |= _split(crew, curve.count)
+        for worker in crew:
+            worker.stop(signal.SIGKILL)
+        return result
+
+
+def _split(crew: list[Service], count: int) -> dict[str, Any]:
+    """Where a batch's time goes, from the workers' own metrics: wall time in microseconds per transaction."""
+
+    def added(name: str) -> float:
+        return sum(worker.metric(f"fraudlib_worker_{name}")[f"fraudlib_worker_{name}"] for worker in crew)
+
+    return {
+        "batch_mean": round(added("batch_transactions_sum") / max(1.0, added("batch_transactions_count"))),
+        "score_wall_us": round(1e6 * added("score_seconds_sum") / count, 2),
+        "publish_wall_us": round(1e6 * added("publish_seconds_sum") / count, 2),
+        "shares": [
+            round(worker.metric("fraudlib_worker_transactions_total").popitem()[1] / count, 3) for worker in crew
+        ],
+    }
+
+
+def _scored(worker: Service) -> float:
+    return worker.metric("fraudlib_worker_transactions_total")["fraudlib_worker_transactions_total"]
+
+
+def _median(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The run with the median rate, and the rates of all."""
+    ordered = sorted(runs, key=lambda run: run["per_second"])
+    return ordered[len(ordered) // 2] | {"per_second_of_each_round": [run["per_second"] for run in runs]}
+
+
+def measure(plan: Plan) -> dict[str, Any]:
+    """Every contender's median run, and the ratios of the worker to the others."""
+    runs: dict[str, list[dict[str, Any]]] = {}
+    with Site() as site:
+        arena = Arena(site, plan)
+        naive = arena.run(plan.naive, contender="naive")
+        for _ in range(plan.rounds):
+            runs.setdefault("ceiling", []).append(arena.run(plan.backlog, contender="ceiling"))
+            runs.setdefault("worker", []).append(arena.run(plan.backlog))
+            runs.setdefault("trivial_scorer", []).append(arena.run(plan.backlog, contender="trivial"))
+            runs.setdefault("two_workers", []).append(arena.run(plan.backlog, workers=2))
+    found = {name: _median(each) for name, each in runs.items()} | {"naive": naive}
+    return found | {"ratios": _ratios(runs, naive["per_second"])}
+
+
+def _ratios(runs: dict[str, list[dict[str, Any]]], naive: float) -> dict[str, float]:
+    """Medians of the ratios within each round, as both sides of one met the same load."""
+
+    def ratio(above: str, below: str) -> float:
+        pairs = zip(runs[above], runs[below], strict=True)
+        return round(statistics.median(a["per_second"] / b["per_second"] for a, b in pairs), 3)
+
+    return {
+        "worker_to_ceiling": ratio("worker", "ceiling"),
+        "trivial_scorer_to_ceiling": ratio("trivial_scorer", "ceiling"),
+        "two_workers_to_one": ratio("two_workers", "worker"),
+        "worker_to_naive": round(statistics.median(run["per_second"] for run in runs["worker"]) / naive),
+    }
