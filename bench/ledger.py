@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import orjson
 
-from bench import topic
 from bench.site import Site
+from fraudlib import topics
 from fraudlib.delivery import Deduplicator
 from fraudlib.schema import TOPIC_ALERTS, TOPIC_DEAD_LETTERS, TOPIC_SCORES
 
@@ -129,9 +129,9 @@ class Audit:
             if passes[message.topic](score["src_partition"], score["src_offset"]):
                 audit._note(message.topic, score)
 
-        audit.raw_scores = asyncio.run(topic.read_all(site.settings, TOPIC_SCORES, see))
-        audit.raw_alerts = asyncio.run(topic.read_all(site.settings, TOPIC_ALERTS, see))
-        audit.dead = asyncio.run(topic.total(site.settings, [TOPIC_DEAD_LETTERS]))
+        audit.raw_scores = asyncio.run(topics.read_all(site.settings, TOPIC_SCORES, see))
+        audit.raw_alerts = asyncio.run(topics.read_all(site.settings, TOPIC_ALERTS, see))
+        audit.dead = asyncio.run(topics.total(site.settings, [TOPIC_DEAD_LETTERS]))
         return audit
 
     def _note(self, name: str, score: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import orjson
 from bench import topic
 from bench.records import Records
 from bench.site import Site
+from fraudlib import topics
 from fraudlib.delivery import Deduplicator
 from fraudlib.schema import TOPIC_DEAD_LETTERS, TOPIC_SCORES, TOPIC_TRANSACTIONS
 
@@ -100,9 +101,9 @@ def _read(
         if message.key.startswith(b"poison"):
             sources[message.partition, message.offset] = (message.key, message.value)
 
-    asyncio.run(topic.read_all(site.settings, TOPIC_SCORES, see_score))
-    asyncio.run(topic.read_all(site.settings, TOPIC_DEAD_LETTERS, lambda m: dead.setdefault(m.key, []).append(m)))
-    asyncio.run(topic.read_all(site.settings, TOPIC_TRANSACTIONS, see_source))
+    asyncio.run(topics.read_all(site.settings, TOPIC_SCORES, see_score))
+    asyncio.run(topics.read_all(site.settings, TOPIC_DEAD_LETTERS, lambda m: dead.setdefault(m.key, []).append(m)))
+    asyncio.run(topics.read_all(site.settings, TOPIC_TRANSACTIONS, see_source))
     return scored, dead, sources
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 from bench import topic
 from bench.records import Records
 from bench.site import Service, Site
+from fraudlib import topics
 from fraudlib.schema import TOPIC_DEAD_LETTERS, TOPIC_SCORES
 
 COMMANDS: Final = {
@@ -51,7 +52,7 @@ class Arena:
     def run(self, count: int, workers: int = 1, contender: str = "worker") -> dict[str, Any]:
         """Drain `count` transactions; rates in transactions/s, costs in microseconds per transaction."""
         self._runs += 1
-        before = asyncio.run(topic.total(self._site.settings, OUTPUTS))
+        before = asyncio.run(topics.total(self._site.settings, OUTPUTS))
         changes = {"consumer_group": f"bench-{self._runs}"}
         crew = [self._site.start(contender, COMMANDS[contender], **changes) for _ in range(workers)]
         for worker in crew:

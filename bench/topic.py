@@ -1,20 +1,18 @@
-"""Filling topics, and watching and reading what comes out, straight at the broker."""
+"""Filling topics, and watching what comes out, straight at the broker."""
 
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
-
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from typing import Final
 
 from fraudlib.broker import ensure_topics
 from fraudlib.errors import ServiceError
 from fraudlib.kafka import Publisher, Row, partitions_of
 from fraudlib.schema import TOPIC_TRANSACTIONS
 from fraudlib.settings import Settings
+from fraudlib.topics import ends, reader
 
 CHUNK: Final = 20_000
 WATCH_SECONDS: Final = 0.05
@@ -39,60 +37,6 @@ async def fill(settings: Settings, messages: Iterable[tuple[bytes, bytes | None]
     finally:
         await publisher.stop()
     return sent
-
-
-@asynccontextmanager
-async def reader(
-    settings: Settings, topics: Iterable[str]
-) -> AsyncIterator[tuple[AIOKafkaConsumer, list[TopicPartition]]]:
-    """Consumer of every partition of some topics, outside any group."""
-    consumer = AIOKafkaConsumer(
-        bootstrap_servers=settings.kafka_bootstrap_servers,
-        enable_auto_commit=False,
-        auto_offset_reset="earliest",
-        fetch_max_wait_ms=50,
-    )
-    await consumer.start()
-    try:
-        partitions = [TopicPartition(t, p) for t in topics for p in sorted(consumer.partitions_for_topic(t) or ())]
-        consumer.assign(partitions)
-        yield consumer, partitions
-    finally:
-        await consumer.stop()
-
-
-async def ends(consumer: AIOKafkaConsumer, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-    """Next offset of each partition, by a fetch: when asked, the embedded broker leaves most of the last batch out."""
-    known = await consumer.end_offsets(partitions)
-    filled = [tp for tp in partitions if known[tp] > 0]
-    for tp in filled:
-        consumer.seek(tp, known[tp] - 1)
-    waiting = set(filled)
-    while waiting:
-        waiting -= (await consumer.getmany(*waiting, timeout_ms=500)).keys()
-    return {tp: consumer.highwater(tp) if known[tp] else 0 for tp in partitions}
-
-
-async def read_all(settings: Settings, topic: str, seen: Callable[[Any], None]) -> int:
-    """Hand every message that a topic holds now to `seen`, in order within each partition; how many there were."""
-    count = 0
-    async with reader(settings, [topic]) as (consumer, partitions):
-        left = {tp: end for tp, end in (await ends(consumer, partitions)).items() if end}
-        await consumer.seek_to_beginning(*partitions)
-        while left:
-            for tp, messages in (await consumer.getmany(*left, timeout_ms=500)).items():
-                for message in messages:
-                    seen(message)
-                count += len(messages)
-                if messages[-1].offset + 1 >= left[tp]:
-                    del left[tp]
-    return count
-
-
-async def total(settings: Settings, topics: Iterable[str]) -> int:
-    """Messages that the topics hold together."""
-    async with reader(settings, topics) as (consumer, partitions):
-        return sum((await ends(consumer, partitions)).values())
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ Examples:
   fraudlib score month.parquet out.parquet score every trip of a file
   fraudlib replay month.parquet --rate 500 send a month through the live API
   fraudlib broker | api | worker           one service each (FRAUDLIB_* settings)
+  fraudlib dlq list | replay               what could not be scored, and again
 
 \b
 Exit codes: 0 done, 1 failed (one sentence on stderr says why), 2 wrong usage
@@ -246,6 +247,51 @@ def demo(
 
     ports = {"api_port": port, "broker_port": broker_port, "metrics_port": metrics_port}
     return show.run(show.Options(seconds=seconds, rate=rate, fraud=fraud, seed=seed, ports=ports))
+
+
+@cli.group()
+def dlq() -> None:
+    """Look at dead letters, and send them again once the cause is gone.
+
+    \b
+    Examples:
+      fraudlib dlq list --limit 20
+      fraudlib dlq replay --error ScoreError --since 2026-01-31
+    """
+
+
+_FILTERS = (
+    click.option("--error", metavar="CLASS", help="Only those of this error, such as SchemaError or ScoreError."),
+    click.option("--since", metavar="TIME", default="", help="Only those that failed at this UTC time or later."),
+    click.option("--limit", type=click.IntRange(min=1), help="Only the latest so many."),
+)
+
+
+def _filtered(command: Any) -> Any:
+    for option in reversed(_FILTERS):
+        command = option(command)
+    return command
+
+
+@dlq.command("list")
+@_filtered
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per line, with key and value.")
+def dlq_list(error: str | None, since: str, limit: int | None, as_json: bool) -> None:
+    """Show dead letters in the order in which they failed: when, from where, why."""
+    from fraudlib.dlq import letters
+
+    for letter in letters(_settings(), error, since, limit):
+        click.echo(_json(letter.as_json()) if as_json else str(letter))
+
+
+@dlq.command("replay")
+@_filtered
+def dlq_replay(error: str | None, since: str, limit: int | None) -> None:
+    """Send dead letters to the topic transactions again, as they came; they stay where they are as well."""
+    from fraudlib.dlq import letters, replay
+
+    settings = _settings()
+    click.echo(f"{replay(settings, letters(settings, error, since, limit)):,} dead letters sent again")
 
 
 def _json(value: dict[str, Any]) -> str:
