@@ -10,6 +10,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier, IsolationForest
 from sklearn.neighbors import NearestNeighbors
 from sklearn.neural_network import MLPRegressor
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from fraudlib import features, fraud
 from fraudlib.features import take
@@ -194,18 +195,29 @@ TAUGHT: Final[dict[str, Callable[[Columns, Statistics, Sequence[str], int], Matr
 def unlabelled(train: Columns, usual: Statistics, seed: int) -> dict[str, Rival]:
     """Every detector that is fitted on trips alone, as they come."""
     x = features.build(train, usual)
-    rivals = {name: _of_columns(fit(train, seed)) for name, fit in BASELINES.items()}
-    return rivals | {name: _of_matrix(fit(x, seed)) for name, fit in ON_FEATURES.items()}
+    with threadpool_limits(1):
+        rivals = {name: _of_columns(fit(train, seed)) for name, fit in BASELINES.items()}
+        return rivals | {name: _of_matrix(fit(x, seed)) for name, fit in ON_FEATURES.items()}
 
 
 def taught(train: Columns, usual: Statistics, kinds: Sequence[str], seed: int) -> dict[str, Rival]:
     """Every detector that is shown fraud of these kinds, or corruption, on the model's features."""
-    return {name: _of_matrix(fit(train, usual, kinds, seed)) for name, fit in TAUGHT.items()}
+    with threadpool_limits(1):
+        return {name: _of_matrix(fit(train, usual, kinds, seed)) for name, fit in TAUGHT.items()}
 
 
+# One thread: where other work shares the cores, threads that wait for each other cost up to ten times what they add.
 def _of_columns(detector: Detector) -> Rival:
-    return lambda columns, x: detector(columns)
+    def score(columns: Columns, x: Matrix) -> Array:
+        with threadpool_limits(1):
+            return detector(columns)
+
+    return score
 
 
 def _of_matrix(detector: MatrixDetector) -> Rival:
-    return lambda columns, x: detector(x)
+    def score(columns: Columns, x: Matrix) -> Array:
+        with threadpool_limits(1):
+            return detector(x)
+
+    return score
