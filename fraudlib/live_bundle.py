@@ -52,6 +52,19 @@ class LiveBundle:
             )
         self._use(await asyncio.to_thread(self._load, folder))
 
+    async def earlier(self, bundle_id: str) -> Scorer | None:
+        """Scorer of a bundle that outputs name, current or not; None, with a log line, where it cannot be had."""
+        if bundle_id == self.scorer.bundle_id:
+            return self.scorer
+        try:
+            is_name = bundle_id and "/" not in bundle_id and not bundle_id.startswith(".")
+            if not is_name or not (self._artifacts / bundle_id).is_dir():
+                raise BundleError(f"{self._artifacts}: no bundle {bundle_id!r}")
+            return await asyncio.to_thread(self._load, self._artifacts / bundle_id)
+        except Exception as err:
+            log.error("bundle of earlier outputs is gone; the current one takes over", extra={"error": str(err)})
+            return None
+
     def _use(self, scorer: Scorer) -> None:
         self._scorer = scorer
         self._metrics.show_bundle(scorer.bundle_id)

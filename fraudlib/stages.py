@@ -8,21 +8,22 @@ moves on, and the partition is read again from the last acknowledged place.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
+from fraudlib.batch import Batch
 from fraudlib.errors import ServiceError
 from fraudlib.journal import Journal
 from fraudlib.kafka import NotSentError, OutcomeUnknownError, Publisher, RefusedError
 from fraudlib.live_bundle import LiveBundle
 from fraudlib.observer import Observer
-from fraudlib.outputs import Outputs, Scorer
+from fraudlib.outputs import Outputs
+from fraudlib.precedents import Bindings, Ruling
 from fraudlib.quarantine import Quarantine
 from fraudlib.schema import TOPIC_ALERTS, TOPIC_DEAD_LETTERS, TOPIC_SCORES
 from fraudlib.settings import Settings
@@ -38,33 +39,11 @@ POLL_FAILURES: Final = 10
 REFUSALS: Final = 3
 
 
+ReadPrecedents = Callable[[Mapping[int, int]], Awaitable[dict[int, list[Ruling]]]]
+
+
 class UnpublishableError(ServiceError):
     """The broker answers, and does not take what has to be written before the worker may go on."""
-
-
-@dataclass
-class _Batch:
-    """Messages of some polls, and where each partition goes on after them."""
-
-    epoch: int
-    messages: list[Any] = field(default_factory=list)
-    ranges: dict[int, tuple[int, int]] = field(default_factory=dict)
-    next_offsets: dict[TopicPartition, int] = field(default_factory=dict)
-    outputs: Outputs = field(default_factory=Outputs)
-
-    def take(self, tp: TopicPartition, messages: list[Any]) -> None:
-        """Add messages of a partition, which follow those that are there."""
-        self.messages += messages
-        stop = self.next_offsets[tp] = messages[-1].offset + 1
-        start, _ = self.ranges.get(tp.partition, (messages[0].offset, 0))
-        self.ranges[tp.partition] = (start, stop)
-
-    def join(self, more: "_Batch") -> None:
-        """Add what was polled next."""
-        self.messages += more.messages
-        self.next_offsets |= more.next_offsets
-        for partition, (start, stop) in more.ranges.items():
-            self.ranges[partition] = (self.ranges.get(partition, (start, 0))[0], stop)
 
 
 class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -77,6 +56,7 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
     quarantine : scores the batches.
     journal : of the assigned partitions.
     observer : sees every published batch.
+    precedents : tells which bundles have outputs from given offsets on.
     reconnect : makes the publisher anew, with patience; False where the worker is to stop instead.
     stopping : set when no more messages are to be taken.
 
@@ -95,6 +75,7 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
         quarantine: Quarantine,
         journal: Journal,
         observer: Observer,
+        precedents: ReadPrecedents,
         executor: Executor,
         metrics: WorkerMetrics,
         reconnect: Callable[[], Any],
@@ -103,21 +84,24 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
         self._settings, self._consumer, self._publisher = settings, consumer, publisher
         self._bundle, self._executor, self._metrics = bundle, executor, metrics
         self._quarantine, self._journal, self._observer = quarantine, journal, observer
+        self._precedents, self._bindings = precedents, Bindings()
         self._reconnect, self._stopping = reconnect, stopping
-        self._fetched: asyncio.Queue[_Batch | None] = asyncio.Queue(1)
-        self._scored: asyncio.Queue[_Batch | None] = asyncio.Queue(1)
+        self._fetched: asyncio.Queue[Batch | None] = asyncio.Queue(1)
+        self._scored: asyncio.Queue[Batch | None] = asyncio.Queue(1)
         self._hungry = False  # the scorer waits for a batch
         self._idle = asyncio.Event()  # nothing is being published
         self._idle.set()
         self._dirty = asyncio.Event()  # something is acknowledged and not committed
         self._commit_lock = asyncio.Lock()
         self._epoch = 0
+        self._assignment = 0
         self._next: dict[TopicPartition, int] = {}
         self._committed: dict[TopicPartition, int] = {}
         self.is_assigned = False
         self.last_progress = time.monotonic()
         self.waits_for_messages = False
         self.scoring_since: float | None = None
+        self._taking_on: asyncio.Task[None] | None = None
         self._refusals = 0
         self._unpublished_since: float | None = None
 
@@ -143,19 +127,19 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
             while not self._hungry and (room := self._settings.batch_max_records - len(batch.messages)) > 0:
                 more = await self._poll(self._settings.batch_wait_ms, room)
                 if batch.epoch != self._epoch:
-                    batch = more or _Batch(self._epoch)
+                    batch = more or Batch(self._epoch)
                 elif more:
                     batch.join(more)
             self._hungry = False
             await self._fetched.put(batch)
         await self._fetched.put(None)
 
-    async def _poll(self, timeout_ms: int, records: int) -> _Batch | None:
+    async def _poll(self, timeout_ms: int, records: int) -> Batch | None:
         polled = await self._consumer.getmany(timeout_ms=timeout_ms, max_records=records)
         # No await between the poll's end and here: the epoch is that of the moment the messages were handed out.
         if not polled or not self.is_assigned:
             return None
-        batch, now = _Batch(self._epoch), time.time()
+        batch, now = Batch(self._epoch), time.time()
         for tp, messages in polled.items():
             batch.take(tp, messages)
             waits = now - np.array([m.timestamp for m in messages], dtype=np.float64) / 1000
@@ -166,24 +150,26 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
     async def score(self) -> None:
         """Second stage, off the event loop, so that heartbeats go on."""
         loop = asyncio.get_running_loop()
-        while (batch := await self._next_fetched()) is not None:
-            if batch.epoch != self._epoch or not batch.messages:
-                continue
-            self._metrics.batch.observe(len(batch.messages))
-            with self._metrics.score.time():
-                batch.outputs = await loop.run_in_executor(self._executor, self._process, batch, self._bundle.scorer)
-            await self._scored.put(batch)
+        while (fetched := await self._next_fetched()) is not None:
+            for batch in fetched.by_scorer(self._bindings, self._bundle.scorer):
+                if batch.epoch != self._epoch or not batch.messages:
+                    continue
+                self._metrics.batch.observe(len(batch.messages))
+                with self._metrics.score.time():
+                    batch.outputs = await loop.run_in_executor(self._executor, self._process, batch)
+                await self._scored.put(batch)
         await self._scored.put(None)
 
-    def _process(self, batch: _Batch, scorer: Scorer) -> Outputs:
+    def _process(self, batch: Batch) -> Outputs:
+        assert batch.scorer is not None, "score() chose one"
         # Kept by the thread itself: a cancelled wait for it says nothing about whether it is done.
         self.scoring_since = time.monotonic()
         try:
-            return self._quarantine.process(batch.messages, batch.ranges, scorer)
+            return self._quarantine.process(batch.messages, batch.ranges, batch.scorer)
         finally:
             self.scoring_since = None
 
-    async def _next_fetched(self) -> _Batch | None:
+    async def _next_fetched(self) -> Batch | None:
         self._hungry = True
         return await self._fetched.get()
 
@@ -199,6 +185,7 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
             except (NotSentError, OutcomeUnknownError) as err:
                 self._metrics.failures.labels("publish").inc()
                 log.warning("batch not published; it is taken again", extra={"error": str(err)})
+                self._bind(batch)
                 self._rewind()
                 self._idle.set()
                 if not await self._reconnect():
@@ -208,6 +195,12 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
                 self._refusals, self._unpublished_since = 0, None
                 self._acknowledge(batch)
                 self._idle.set()
+
+    def _bind(self, batch: Batch) -> None:
+        """See to it that a batch, of which alerts may be out, is not scored by another bundle when it comes again."""
+        assert batch.scorer is not None, "score() chose one"
+        for partition, (start, stop) in batch.ranges.items():
+            self._bindings.bind(partition, start, stop, batch.scorer)
 
     def _check_publishing(self, cause: Exception) -> None:
         """Give up where the broker answers and yet does not take the outputs: to skip them is no choice.
@@ -234,7 +227,7 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
             if isinstance(result, BaseException):
                 raise result
 
-    def _acknowledge(self, batch: _Batch) -> None:
+    def _acknowledge(self, batch: Batch) -> None:
         outputs, metrics = batch.outputs, self._metrics
         metrics.transactions.inc(outputs.scored)
         for name in outputs.alert_fields:
@@ -245,6 +238,8 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
         if batch.epoch == self._epoch:
             self._next |= batch.next_offsets
             self._dirty.set()
+            if self._bindings:
+                self._bindings.release({tp.partition: offset for tp, offset in self._next.items()})
 
     def _rewind(self) -> None:
         """Void what is under way and read every partition again from its last acknowledged place."""
@@ -289,8 +284,10 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def _lose(self) -> None:
         self._epoch += 1
+        self._assignment += 1
         self.is_assigned = False
         self._next, self._committed = {}, {}
+        self._bindings.clear()
         self._journal.close_all()
 
     async def on_partitions_revoked(self, revoked: Any) -> None:
@@ -306,7 +303,10 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
         self._lose()
 
     async def on_partitions_assigned(self, assigned: Any) -> None:
-        """Start each partition at its committed place, whatever was polled in between."""
+        """Start each partition at its committed place, whatever was polled in between.
+
+        The client sends no heartbeats until this returns, so the outputs of a predecessor are read afterwards.
+        """
         if not assigned:
             return
         partitions = list(assigned)
@@ -323,9 +323,37 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
                     extra={"partition": tp.partition, "start": died_on.start, "stop": died_on.stop},
                 )
         self._rewind()
+        self._assignment += 1
+        self._taking_on = asyncio.create_task(self._take_on(self._assignment, partitions))
+
+    async def _take_on(self, assignment: int, partitions: list[TopicPartition]) -> None:
+        """Learn which bundles began what is to come, then let the messages in."""
+        starts = {tp.partition: self._next[tp] for tp in partitions}
+        pause = 0.2
+        while assignment == self._assignment:
+            try:
+                found = await self._precedents(starts)
+                names = {ruling.bundle_id for rulings in found.values() for ruling in rulings}
+                scorers = {name: await self._bundle.earlier(name) for name in sorted(names)}
+                break
+            except Exception as err:
+                self._metrics.failures.labels("assign").inc()
+                log.warning("outputs of the predecessor not read; trying again", extra={"error": repr(err)})
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, 5.0)
+        if assignment != self._assignment:
+            return
+        self._bindings.clear()
+        for partition, rulings in found.items():
+            for ruling in rulings:
+                if scorer := scorers[ruling.bundle_id]:
+                    self._bindings.bind(partition, ruling.start, ruling.stop, scorer)
+        if names:
+            log.info("transactions with outputs are taken again by their bundles", extra={"bundles": sorted(names)})
+        self._rewind()
         self.is_assigned = True
         self._metrics.rebalances.inc()
-        log.info("partitions assigned", extra={"partitions": sorted(tp.partition for tp in partitions)})
+        log.info("partitions assigned", extra={"partitions": sorted(starts)})
 
     def lags(self) -> dict[TopicPartition, int]:
         """Messages that wait, per assigned partition, as of the last answer of the broker."""

@@ -112,7 +112,7 @@ class WorkerMetrics:
         self.reloads = Counter("fraudlib_worker_reloads_total", "new bundles seen", ["outcome"], registry=registry)
         self.failures = Counter(
             "fraudlib_worker_failures_total", "failures met", ["stage"], registry=registry
-        )  # connect, fetch, memory, device, publish, commit, crash (of a worker before this one), shadow, drift
+        )  # connect, assign, fetch, memory, device, publish, commit, crash (of an earlier worker), shadow, drift
         self.rebalances = Counter("fraudlib_worker_rebalances_total", "assignments received", registry=registry)
         self.fallbacks = Counter(
             "fraudlib_worker_device_fallbacks_total", "devices left for the CPU", registry=registry

@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +20,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 from prometheus_client import CollectorRegistry
 
+from fraudlib import precedents
 from fraudlib.broker import ensure_topics
 from fraudlib.errors import ServiceError
 from fraudlib.journal import Journal
@@ -28,12 +28,13 @@ from fraudlib.kafka import Publisher, client_options
 from fraudlib.live_bundle import LiveBundle
 from fraudlib.observer import Observer
 from fraudlib.outputs import ModelError, Scorer
-from fraudlib.quarantine import TRIAL_SECONDS, Quarantine
+from fraudlib.quarantine import Quarantine
 from fraudlib.schema import TOPIC_ALERTS, TOPIC_SCORES, TOPIC_TRANSACTIONS
 from fraudlib.settings import Settings
 from fraudlib.stages import Stages, UnpublishableError
 from fraudlib.steady import SteadyLoader
 from fraudlib.telemetry import WorkerMetrics, calm_collector, configure_logging, serve_health
+from fraudlib.vigil import HungError, StuckError, Vigil
 from fraudlib.watchdog import EXIT_NOT_DRAINED, Watchdog
 
 log = logging.getLogger(__name__)
@@ -46,14 +47,6 @@ DRAIN_SECONDS: Final = 7.5
 LoadScorer = Callable[[Path], Scorer]
 
 
-class StuckError(ServiceError):
-    """Messages wait, the broker answers, and the consumer gets nothing."""
-
-
-class HungError(ServiceError):
-    """The model does not come back from a batch."""
-
-
 class Worker:
     """One worker of the group.
 
@@ -63,6 +56,7 @@ class Worker:
     load_scorer : makes a scorer of a bundle's folder; raises BundleError for one that must not serve.
     registry : for the metrics; a fresh one by default.
     load_on_cpu : the same without a GPU, for the shadow bundle and in case the GPU fails; `load_scorer` by default.
+    watchdog : running, of this process; none by default.
     """
 
     def __init__(
@@ -71,6 +65,7 @@ class Worker:
         load_scorer: LoadScorer,
         registry: CollectorRegistry | None = None,
         load_on_cpu: LoadScorer | None = None,
+        watchdog: Watchdog | None = None,
     ) -> None:
         self._settings = settings
         self._metrics = WorkerMetrics(registry or CollectorRegistry())
@@ -84,7 +79,7 @@ class Worker:
         self._stopping = asyncio.Event()
         self._publisher = Publisher(settings)
         self._stages: Stages | None = None
-        self.watchdog = Watchdog(settings.watchdog_seconds)
+        self._watchdog = watchdog or Watchdog(settings.watchdog_seconds)
 
     @property
     def is_scoring(self) -> bool:
@@ -107,8 +102,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
-        self.watchdog.start()
-        beat = asyncio.create_task(self.watchdog.beat(lambda late: self._metrics.loop_lag.observe_many([late])))
+        beat = asyncio.create_task(self._watchdog.beat(lambda late: self._metrics.loop_lag.observe_many([late])))
         try:
             await self._bundle.load()
             calm_collector()
@@ -129,7 +123,7 @@ class Worker:
             self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _stop(self) -> None:
-        self.watchdog.stop_asked()
+        self._watchdog.stop_asked()
         self._stopping.set()
 
     async def _serve_health(self) -> asyncio.Server:
@@ -183,6 +177,8 @@ class Worker:
             max_partition_fetch_bytes=1_048_576,
             fetch_max_bytes=8_388_608,
             fetch_max_wait_ms=s.fetch_wait_ms,
+            # A broker that comes back empty may know no partitions at first; the default looks again after 5 minutes.
+            metadata_max_age_ms=5000,
         )
         try:
             await consumer.start()
@@ -209,6 +205,7 @@ class Worker:
             self._quarantine,
             self._journal,
             self._observer,
+            functools.partial(precedents.read, self._settings),
             self._executor,
             self._metrics,
             self._restart_publisher,
@@ -225,12 +222,13 @@ class Worker:
 
     async def _run_stages(self, stages: Stages, consumer: AIOKafkaConsumer) -> int:
         """Run until a stop is asked for or a part fails; 0 when everything taken is committed."""
+        seconds = self._settings.watchdog_seconds
         line = [asyncio.create_task(stage) for stage in (stages.fetch(), stages.score(), stages.publish())]
         aside = [
             asyncio.create_task(part)
             for part in (
                 stages.commit_when_due(),
-                self._watch(stages, consumer),
+                Vigil(seconds, stages, consumer, self._publisher, self._quarantine, self._metrics).run(),
                 self._bundle.watch(self._settings.reload_seconds),
             )
         ]
@@ -253,24 +251,6 @@ class Worker:
             for task in (*every, observe):
                 task.cancel()
             await asyncio.wait([*every, observe], timeout=1)
-
-    async def _watch(self, stages: Stages, consumer: AIOKafkaConsumer) -> None:
-        """Show the lag, and give up where messages wait although the broker answers: a supervisor starts anew."""
-        while True:
-            await asyncio.sleep(1)
-            hung = self._settings.watchdog_seconds + TRIAL_SECONDS * self._quarantine.is_trying
-            if (since := stages.scoring_since) and time.monotonic() - since > hung:
-                raise HungError(f"bundle {self._bundle.scorer.bundle_id} has been at one batch for over {hung:.0f} s")
-            lags = stages.lags()
-            for tp, lag in lags.items():
-                self._metrics.lag.labels(str(tp.partition)).set(lag)
-            quiet = time.monotonic() - stages.last_progress
-            if quiet < self._settings.watchdog_seconds or not stages.waits_for_messages or not stages.is_assigned:
-                continue
-            polled = [consumer.last_poll_timestamp(tp) for tp in consumer.assignment()]
-            silent = any(at is None or time.time() - at / 1000 > self._settings.watchdog_seconds for at in polled)
-            if (any(lags.values()) or silent) and await self._publisher.answers():
-                raise StuckError(f"{sum(lags.values())} messages wait and none came for {quiet:.0f} s")
 
 
 _CODES: Final[dict[type[Exception], int]] = {
@@ -316,15 +296,11 @@ def run(settings: Settings, loader: LoadScorer | None = None, load_on_cpu: LoadS
     configure_logging("worker", settings.log_level)
     # Two threads share the interpreter: a shorter turn lets the event loop in between two steps of the scoring.
     sys.setswitchinterval(0.001)
-    worker: Worker | None = None
+    load, on_cpu = (loader, load_on_cpu) if loader else (load_scorer(settings), load_scorer(settings, "cpu"))
+    watchdog = Watchdog(settings.watchdog_seconds)
 
     async def main() -> int:
-        nonlocal worker
-        worker = (
-            Worker(settings, loader, load_on_cpu=load_on_cpu)
-            if loader
-            else Worker(settings, load_scorer(settings), load_on_cpu=load_scorer(settings, "cpu"))
-        )
+        worker = Worker(settings, load, load_on_cpu=on_cpu, watchdog=watchdog)
         code = await worker.run()
         if worker.is_scoring:
             # The interpreter would wait for the thread that hangs.
@@ -338,9 +314,9 @@ def run(settings: Settings, loader: LoadScorer | None = None, load_on_cpu: LoadS
         factory = None
     else:
         factory = uvloop.new_event_loop
+    watchdog.start()
     try:
         with asyncio.Runner(loop_factory=factory) as runner:
             return runner.run(main())
     finally:
-        if worker:
-            worker.watchdog.close()
+        watchdog.close()

@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +14,9 @@ from aiokafka import TopicPartition
 from prometheus_client import CollectorRegistry
 
 from fraudlib.outputs import ModelError
-from fraudlib.settings import Settings
 from fraudlib.steady import SteadyLoader, is_device_error, is_out_of_memory
 from fraudlib.telemetry import WorkerMetrics
-from fraudlib.worker import StuckError, Worker
+from fraudlib.vigil import HungError, StuckError, Vigil
 
 torch = pytest.importorskip("torch")
 
@@ -153,28 +153,49 @@ def test_a_loop_that_does_not_turn_or_end_is_ended(seconds: float, body: str, co
     assert subprocess.run([sys.executable, "-c", script], timeout=15).returncode == code
 
 
-@pytest.mark.parametrize(("lag", "answers", "gives_up"), [(5, True, True), (0, True, False), (5, False, False)])
-def test_a_consumer_that_gets_nothing_while_messages_wait_is_given_up(
-    tmp_path: Path, lag: int, answers: bool, gives_up: bool
-) -> None:
-    """Code 70, but not where nothing waits, and not where the broker is gone: that is waited for."""
+def vigil(answers: bool = True, **stages: Any) -> None:
+    """Watch stages that get nothing and are not at work, but for what is given, for one look."""
 
     async def answer() -> bool:
         return answers
 
     async def scenario() -> None:
-        worker = Worker(Settings(watchdog_seconds=0.01, state_dir=tmp_path), lambda folder: Fragile("", MemoryError()))
-        worker._publisher = SimpleNamespace(answers=answer)  # type: ignore[assignment]
-        stages = SimpleNamespace(
-            lags=lambda: {TopicPartition("transactions", 0): lag},
-            scoring_since=None,
-            last_progress=0.0,
-            waits_for_messages=True,
-            is_assigned=True,
+        usual = {"lags": dict, "scoring_since": None, "last_progress": 0.0, "waits_for_messages": True}
+        tp = TopicPartition("transactions", 0)
+        consumer = SimpleNamespace(assignment=lambda: {tp}, last_poll_timestamp=lambda tp: 1e15)
+        watch: Any = Vigil(
+            0.01,
+            SimpleNamespace(**{**usual, "is_assigned": True, **stages}),  # type: ignore[arg-type]
+            consumer,
+            SimpleNamespace(answers=answer),  # type: ignore[arg-type]
+            SimpleNamespace(is_trying=stages.get("is_trying", False)),  # type: ignore[arg-type]
+            WorkerMetrics(CollectorRegistry()),
         )
-        consumer = SimpleNamespace(assignment=set)
+        watch._taking_on_since = 1.0
         async with asyncio.timeout(1.5):
-            await worker._watch(stages, consumer)  # type: ignore[arg-type]
+            await watch.run()
 
-    with pytest.raises(StuckError if gives_up else TimeoutError):
-        asyncio.run(scenario())
+    asyncio.run(scenario())
+
+
+WAITING = {TopicPartition("transactions", 0): 5}
+
+
+def test_a_consumer_that_gets_nothing_while_messages_wait_is_given_up() -> None:
+    """Code 70, but not where nothing waits, and not where the broker is gone: that is waited for."""
+    with pytest.raises(StuckError, match="5 messages wait"):
+        vigil(lags=lambda: WAITING)
+    with pytest.raises(TimeoutError):
+        vigil()
+    with pytest.raises(TimeoutError):
+        vigil(answers=False, lags=lambda: WAITING)
+
+
+def test_a_model_that_hangs_and_partitions_that_are_never_taken_on_are_given_up() -> None:
+    """A record that is on trial has its time, though."""
+    with pytest.raises(HungError):
+        vigil(scoring_since=1.0)
+    with pytest.raises(TimeoutError):
+        vigil(scoring_since=time.monotonic(), is_trying=True)
+    with pytest.raises(StuckError, match="taken on"):
+        vigil(is_assigned=False)

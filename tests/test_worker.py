@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import random
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +24,7 @@ from fraudlib.kafka import NotSentError, OutcomeUnknownError
 from fraudlib.live_bundle import LiveBundle
 from fraudlib.outputs import ModelError, process
 from fraudlib.paths import CURRENT
+from fraudlib.precedents import Output, Ruling, rulings
 from fraudlib.quarantine import Quarantine
 from fraudlib.settings import Settings
 from fraudlib.stages import Stages
@@ -198,6 +199,28 @@ class Log:
         """Everything is committed."""
         return all(self.committed.get(tp, 0) == len(messages) for tp, messages in self.input.items())
 
+    def _outputs(self, topic: str, partition: int) -> list[Output]:
+        rows = self.topics.get((topic, partition), [])
+        return [Output(v["src_offset"], v["bundle_id"]) for v in (orjson.loads(row[1]) for row in rows)]
+
+    async def precedents(self, starts: Mapping[int, int]) -> dict[int, list[Ruling]]:
+        """Rulings of what is in the log."""
+        await asyncio.sleep(0.001)
+        return {p: rulings(at, self._outputs("scores", p), self._outputs("alerts", p)) for p, at in starts.items()}
+
+
+class Fixed:
+    """A live bundle that stays; an earlier one is made on demand."""
+
+    def __init__(self, scorer: FareScorer, *others: FareScorer) -> None:
+        self.scorer = scorer
+        self.by_id = {s.bundle_id: s for s in (scorer, *others)}
+
+    async def earlier(self, bundle_id: str) -> FareScorer | None:
+        """Scorer of any of the bundles."""
+        await asyncio.sleep(0)
+        return self.by_id.get(bundle_id)
+
 
 class LogConsumer:
     """What the stages use of a consumer."""
@@ -270,7 +293,7 @@ async def one_worker(
 ) -> tuple[Stages, LogConsumer, list["asyncio.Task[Any]"]]:
     """Stages on the log, running."""
     consumer, metrics = LogConsumer(log), WorkerMetrics(CollectorRegistry())
-    bundle = bundle or SimpleNamespace(scorer=FareScorer())
+    bundle = bundle or Fixed(FareScorer())
 
     async def reconnect() -> bool:
         await asyncio.sleep(0.001)
@@ -285,6 +308,7 @@ async def one_worker(
         quarantine or Quarantine(journal, load_by_name, Path()),
         journal,
         SimpleNamespace(offer=lambda messages, outputs: None),  # type: ignore[arg-type]
+        log.precedents,
         ThreadPoolExecutor(1),
         metrics,
         reconnect,
@@ -343,6 +367,87 @@ def test_behind_the_filter_everything_is_there_once(seed: int) -> None:
             assert [at for at in places if is_fresh(tp.partition, at)] == expected
         dead = log.topics.get(("transactions.dlq", tp.partition), [])
         assert {int(dict(row[2])["src_offset"]) for row in dead} == poison
+
+
+# -- alerts and scores of transactions that are taken again by a worker with another bundle ---------------------------
+
+
+class Picky(FareScorer):
+    """Flags the fares that it was told to."""
+
+    def __init__(self, bundle_id: str, *fares: float) -> None:
+        super().__init__(bundle_id)
+        self.fares = fares
+
+    def score(self, columns: dict[str, Any]) -> Any:
+        """Scores of the columns."""
+        fares = columns["fare_amount"]
+        return SimpleNamespace(anomaly_score=fares, is_flagged=np.isin(fares, self.fares), reasons={})
+
+
+def read_once(log: Log, topic: str, partition: int) -> list[dict[str, Any]]:
+    """What a reader with the filter sees."""
+    is_fresh = Deduplicator()
+    values = [orjson.loads(row[1]) for row in log.topics.get((topic, partition), [])]
+    return [value for value in values if is_fresh(partition, value["src_offset"])]
+
+
+async def changing_bundles(seed: int) -> Log:
+    """Workers that are killed in the middle of what they do, sends that fail, and bundles that change all the while."""
+    rng = random.Random(seed)
+    log, bundles = Log(2, 0, rng), [Picky("a", 110, 130), Picky("b", 120, 130)]
+    for tp, messages in log.input.items():
+        fares = [rng.choice([12.5, 12.5, 110, 120, 130]) for _ in range(150)]
+        messages += [message(i, TRIP | {"fare_amount": fare}, b"k", tp.partition) for i, fare in enumerate(fares)]
+    async with asyncio.timeout(30):
+        while not log.is_done:
+            rng.shuffle(bundles)
+            bundle = Fixed(*bundles)
+            stages, consumer, tasks = await one_worker(log, asyncio.Event(), bundle)
+            await move(log, None, (stages, consumer), warn=True)
+            for _ in range(rng.randint(1, 4)):
+                await asyncio.sleep(rng.uniform(0.002, 0.02))
+                bundle.scorer = rng.choice(bundles)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+    return log
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_alerts_are_those_of_the_scores_through_deaths_and_new_bundles(seed: int) -> None:
+    """Readers with the filter see an alert for each flagged score, of the same bundle, and none besides."""
+    log = asyncio.run(changing_bundles(seed))
+    for tp, messages in log.input.items():
+        scores = read_once(log, "scores", tp.partition)
+        assert [score["src_offset"] for score in scores] == list(range(len(messages)))
+        flagged = [(s["src_offset"], s["bundle_id"]) for s in scores if s["is_flagged"]]
+        alerts = [(a["src_offset"], a["bundle_id"]) for a in read_once(log, "alerts", tp.partition)]
+        assert alerts == flagged
+
+
+def test_rulings_bind_what_has_outputs_and_nothing_else() -> None:
+    """Scores say whose an offset is, alerts beyond them too; what is committed or repeated has no say."""
+    scores = [Output(3, "old"), Output(5, "a"), Output(6, "a"), Output(5, "b"), Output(8, "b")]
+    alerts = [Output(5, "a"), Output(8, "b"), Output(11, "c")]
+    assert rulings(5, scores, alerts) == [Ruling(5, 7, "a"), Ruling(7, 9, "b"), Ruling(9, 12, "c")]
+    assert rulings(12, scores, alerts) == []
+
+
+def test_a_bundle_that_is_gone_gives_way_to_the_current_one(tmp_path: Path) -> None:
+    """Outputs are data: a name in them is no path, and a bundle that was removed stops nothing."""
+
+    async def scenario() -> list[str | None]:
+        bundle, _ = live(tmp_path / "artifacts", load_by_name)
+        await bundle.load()
+        found = [await bundle.earlier(name) for name in ("first", "second", "gone", "bad", "../outside", "", ".")]
+        return [scorer and scorer.bundle_id for scorer in found]
+
+    for name in ("second", "bad", "first"):
+        (tmp_path / "artifacts").mkdir(exist_ok=True)
+        point(tmp_path / "artifacts", name)
+    (tmp_path / "outside").mkdir()
+    assert asyncio.run(scenario()) == ["first", "second", None, None, None, None, None]
 
 
 class Witness(Quarantine):

@@ -21,6 +21,7 @@ from fraudlib.paths import CURRENT, MANIFEST
 
 from .conftest import Service, Site, free_port, until
 
+SWAPS = int(os.environ.get("SWAPS", "60"))  # 200 take three quarters of a minute
 TRIP = {"trip_distance": 2.5, "fare_amount": 12.5, "duration_minutes": 15}
 
 # Importable by name, as the model in a process of its own has to be.
@@ -197,8 +198,9 @@ def test_a_model_that_does_not_come_back_ends_the_worker_with_71(marked: Site) -
     worker = start(marked, FRAUDLIB_WATCHDOG_SECONDS="1")
     assert worker.process.wait(20) == 71
     worker = start(marked)
-    until(lambda: worker.says("a worker died"), 20)
-    time.sleep(0.5)
+    until(lambda: worker.says("partitions assigned"), 20)
+    assert worker.says("a worker died")
+    until(lambda: "fraudlib_worker_batch_transactions_count 1.0" in metrics(), 10)
     assert worker.stop(seconds=15) == 1
 
 
@@ -224,8 +226,8 @@ def test_a_broker_that_hangs_does_not_keep_a_worker_from_stopping(marked: Site) 
 
 
 @pytest.mark.slow
-def test_200_swaps_of_sealed_bundles_under_load_lose_nothing(site: Site) -> None:
-    """Every message is scored once while `current` changes 200 times; an altered bundle is refused."""
+def test_swaps_of_sealed_bundles_under_load_lose_nothing(site: Site) -> None:
+    """Every message is scored once while `current` changes again and again; an altered bundle is refused."""
     artifacts, source = site.folder / "artifacts", manifest.current_bundle(paths.root() / "artifacts")
     assert source is not None
     names = [source.name, f"{source.name}-b", f"{source.name}-bad"]
@@ -245,12 +247,12 @@ def test_200_swaps_of_sealed_bundles_under_load_lose_nothing(site: Site) -> None
     scores = site.read("scores", lambda found: len(found) >= sent, 60)
     assert len(scored(scores)) == len(scores) == sent
     assert {json.loads(m.value)["bundle_id"] for m in scores} == set(names[:2])
-    assert worker.log.read_text().count("new bundle refused") == 10
+    assert worker.log.read_text().count("new bundle refused") == -(-SWAPS // 20)
     assert worker.stop() == 0
 
 
 async def _swap(site: Site, worker: Service, artifacts: Path, names: list[str]) -> int:
-    """Change the pointer 200 times, each time once the bundle before serves, and send all the while."""
+    """Change the pointer many times, each time once the bundle before serves, and send all the while."""
     sent = 0
     async with AIOKafkaProducer(bootstrap_servers=site.env["FRAUDLIB_KAFKA_BOOTSTRAP_SERVERS"]) as producer:
 
@@ -264,7 +266,7 @@ async def _swap(site: Site, worker: Service, artifacts: Path, names: list[str]) 
                         sent += 1
                     await asyncio.sleep(0.01)
 
-        for swap in range(200):
+        for swap in range(SWAPS):
             if swap % 20 == 0:
                 manifest.write_atomic(artifacts / CURRENT, names[2].encode())
                 await send_until("new bundle refused", swap // 20 + 1)

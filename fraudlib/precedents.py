@@ -1,0 +1,158 @@
+"""Which bundle already spoke on transactions that are taken again.
+
+A worker that dies between the alerts of a batch and its commit leaves alerts that readers have seen. If another bundle
+then scored the batch anew, it might flag an earlier transaction, whose alert the readers' filter would drop, or not
+flag one that was alerted. So what has outputs beyond the committed place is scored by the bundle that wrote them.
+"""
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from fraudlib.delivery import Deduplicator
+from fraudlib.kafka import client_options
+from fraudlib.outputs import Message, Scorer
+from fraudlib.schema import TOPIC_ALERTS, TOPIC_SCORES
+from fraudlib.settings import Settings
+
+READ_SECONDS: Final = 10.0
+STEP: Final = 64  # records read back at first; most of the time they show that there is nothing
+MOST: Final = 65536  # records read back at most, more than a worker has under way
+
+
+@dataclass(frozen=True)
+class Output:
+    """A score or alert: the input's offset, and the bundle that it is of."""
+
+    src_offset: int
+    bundle_id: str
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """Offsets [start, stop) of a partition belong to a bundle."""
+
+    start: int
+    stop: int
+    bundle_id: str
+
+
+class Bindings:
+    """Ranges of offsets that a scorer is bound to, whichever bundle is live by now."""
+
+    def __init__(self) -> None:
+        self._bound: dict[int, list[tuple[int, int, Scorer]]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._bound)
+
+    def bind(self, partition: int, start: int, stop: int, scorer: Scorer) -> None:
+        """Bind offsets [start, stop); what is bound already stays so."""
+        self._bound.setdefault(partition, []).append((start, stop, scorer))
+
+    def clear(self) -> None:
+        """Release everything."""
+        self._bound = {}
+
+    def release(self, next_offsets: Mapping[int, int]) -> None:
+        """Release what lies before the next offsets of the partitions."""
+        for partition, offset in next_offsets.items():
+            if partition in self._bound:
+                self._bound[partition] = [bound for bound in self._bound[partition] if bound[1] > offset]
+        self._bound = {partition: bound for partition, bound in self._bound.items() if bound}
+
+    def split(self, messages: Iterable[Message], scorer: Scorer) -> list[tuple[list[Message], Scorer]]:
+        """Messages in their order, cut where the scorer changes; `scorer` is that of what is not bound."""
+        pieces: list[tuple[list[Message], Scorer]] = []
+        for message in messages:
+            chosen = scorer
+            for start, stop, bound in self._bound.get(message.partition, ()):
+                if start <= message.offset < stop:
+                    chosen = bound
+                    break
+            if not pieces or pieces[-1][1] is not chosen:
+                pieces.append(([], chosen))
+            pieces[-1][0].append(message)
+        return pieces
+
+
+def rulings(start: int, scores: Sequence[Output], alerts: Sequence[Output]) -> list[Ruling]:
+    """Which bundle the offsets from `start` on belong to, as far as there are outputs.
+
+    Parameters
+    ----------
+    scores, alerts : of the partition, in the order of the log; of repetitions the first counts, as for the readers.
+    """
+    found: list[Ruling] = []
+    is_fresh = Deduplicator()
+    # Alerts beyond the last score are of the one batch whose scores were not written.
+    for output in (*scores, *alerts):
+        if output.src_offset < start or not is_fresh(0, output.src_offset):
+            continue
+        if found and found[-1].bundle_id == output.bundle_id:
+            found[-1] = Ruling(found[-1].start, output.src_offset + 1, output.bundle_id)
+        else:
+            found.append(Ruling(found[-1].stop if found else start, output.src_offset + 1, output.bundle_id))
+    return found
+
+
+async def read(settings: Settings, starts: Mapping[int, int]) -> dict[int, list[Ruling]]:
+    """Rulings on the inputs of each partition from its committed place on.
+
+    Raises
+    ------
+    aiokafka.errors.KafkaError, TimeoutError
+        If the broker does not answer.
+    """
+    consumer = AIOKafkaConsumer(**client_options(settings), enable_auto_commit=False, fetch_max_wait_ms=10)
+    try:
+        async with asyncio.timeout(READ_SECONDS):
+            await consumer.start()
+            scores = await _tails(consumer, TOPIC_SCORES, starts)
+            alerts = await _tails(consumer, TOPIC_ALERTS, starts)
+    finally:
+        await asyncio.wait([asyncio.ensure_future(consumer.stop())], timeout=2)
+    return {partition: rulings(starts[partition], scores[partition], alerts[partition]) for partition in starts}
+
+
+async def _tails(consumer: AIOKafkaConsumer, topic: str, starts: Mapping[int, int]) -> dict[int, list[Output]]:
+    """Outputs at the end of each partition that may be of inputs from `starts` on."""
+    partitions = {TopicPartition(topic, partition): start for partition, start in starts.items()}
+    begins, ends = await consumer.beginning_offsets(partitions), await consumer.end_offsets(partitions)
+    tails: dict[int, list[Output]] = {}
+    back = STEP
+    while partitions:
+        consumer.assign(list(partitions))
+        for tp in partitions:
+            consumer.seek(tp, max(begins[tp], ends[tp] - back))
+        messages = await _up_to(consumer, {tp: ends[tp] for tp in partitions})
+        for tp, start in list(partitions.items()):
+            outputs = [output for message in messages[tp] if (output := _output(message.value))]
+            # Nothing new in the whole tail, or its beginning is old: further back there is nothing of interest.
+            is_whole = not outputs or outputs[0].src_offset < start or all(o.src_offset < start for o in outputs)
+            if is_whole or ends[tp] - back <= begins[tp] or back >= MOST:
+                tails[tp.partition] = outputs
+                del partitions[tp]
+        back *= 32
+    return tails
+
+
+async def _up_to(consumer: AIOKafkaConsumer, ends: Mapping[TopicPartition, int]) -> dict[TopicPartition, list[Any]]:
+    found: dict[TopicPartition, list[Any]] = {tp: [] for tp in ends}
+    waiting = set(ends)
+    while waiting := {tp for tp in waiting if await consumer.position(tp) < ends[tp]}:
+        for tp, messages in (await consumer.getmany(timeout_ms=200)).items():
+            found[tp] += [message for message in messages if message.offset < ends[tp]]
+    return found
+
+
+def _output(value: bytes | None) -> Output | None:
+    try:
+        content = orjson.loads(value or b"")
+        return Output(int(content["src_offset"]), str(content["bundle_id"]))
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+        return None
