@@ -129,7 +129,7 @@ async def _tails(consumer: AIOKafkaConsumer, topic: str, starts: Mapping[int, in
         consumer.assign(list(partitions))
         for tp in partitions:
             consumer.seek(tp, max(begins[tp], ends[tp] - back))
-        messages = await _up_to(consumer, {tp: ends[tp] for tp in partitions})
+        messages = await _to_the_end(consumer, list(partitions))
         for tp, start in list(partitions.items()):
             outputs = [output for message in messages[tp] if (output := _output(message.value))]
             # Nothing new in the whole tail, or its beginning is old: further back there is nothing of interest.
@@ -141,12 +141,20 @@ async def _tails(consumer: AIOKafkaConsumer, topic: str, starts: Mapping[int, in
     return tails
 
 
-async def _up_to(consumer: AIOKafkaConsumer, ends: Mapping[TopicPartition, int]) -> dict[TopicPartition, list[Any]]:
-    found: dict[TopicPartition, list[Any]] = {tp: [] for tp in ends}
-    waiting = set(ends)
-    while waiting := {tp for tp in waiting if await consumer.position(tp) < ends[tp]}:
-        for tp, messages in (await consumer.getmany(timeout_ms=200)).items():
-            found[tp] += [message for message in messages if message.offset < ends[tp]]
+async def _to_the_end(
+    consumer: AIOKafkaConsumer, partitions: Sequence[TopicPartition]
+) -> dict[TopicPartition, list[Any]]:
+    """Messages from where the consumer stands to the end, as the fetches tell it.
+
+    Asked for the end itself, the embedded broker answers with the beginning of the last batch.
+    """
+    found: dict[TopicPartition, list[Any]] = {tp: [] for tp in partitions}
+    waiting = set(partitions)
+    while waiting:
+        for tp, messages in (await consumer.getmany(timeout_ms=50)).items():
+            found[tp] += messages
+        ends = {tp: consumer.highwater(tp) for tp in waiting}
+        waiting = {tp for tp, end in ends.items() if end is None or await consumer.position(tp) < end}
     return found
 
 

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,11 @@ import psutil
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from fraudlib import manifest, paths
+from fraudlib import manifest, paths, precedents
 from fraudlib.delivery import Deduplicator
 from fraudlib.paths import CURRENT, MANIFEST
+from fraudlib.precedents import Ruling
+from fraudlib.settings import Settings
 
 from .conftest import Service, Site, free_port, until
 
@@ -58,7 +59,8 @@ class Marked:
         if len(fares) > int(os.environ.get("ROWS", "100000")):
             raise MemoryError("too many rows")
         time.sleep(float(os.environ.get("SLOW", "0")))
-        return SimpleNamespace(anomaly_score=fares, is_flagged=fares >= 100, reasons={})
+        least = 95 if self.bundle_id == "stricter" else 100
+        return SimpleNamespace(anomaly_score=fares, is_flagged=fares >= least, reasons={})
 
 
 def load(folder):
@@ -69,8 +71,10 @@ def load_on_cpu(folder):
     return Marked(folder.name, "cpu")
 
 
-async def refuse(self, batch, topic, *, partition):
-    if topic == "transactions.dlq":
+async def send(self, batch, topic, *, partition):
+    if topic == "scores" and os.environ.get("FAULT") == "dies before scores":
+        os._exit(9)
+    if topic == "transactions.dlq" and os.environ.get("FAULT") == "no dead letters":
         future = asyncio.get_running_loop().create_future()
         future.set_exception(TopicAuthorizationFailedError())
         return future
@@ -80,8 +84,7 @@ async def refuse(self, batch, topic, *, partition):
 if __name__ == "__main__":
     if os.environ.get("FAULT") == "blocked loop":
         Stages.lags = lambda self: time.sleep(600)
-    if os.environ.get("FAULT") == "no dead letters":
-        send_batch, AIOKafkaProducer.send_batch = AIOKafkaProducer.send_batch, refuse
+    send_batch, AIOKafkaProducer.send_batch = AIOKafkaProducer.send_batch, send
     sys.exit(worker.run(Settings(), load, load_on_cpu))
 '''
 
@@ -121,9 +124,10 @@ def metrics() -> str:
         return answer.read().decode()
 
 
-def message(number: int, tip: float = 0.0) -> tuple[bytes, bytes]:
+def message(number: int, tip: float = 0.0, fare: float = 12.5) -> tuple[bytes, bytes]:
     """A trip with an identity, and a mark in the tip."""
-    return b"t-%d" % number, json.dumps(TRIP | {"transaction_id": f"t-{number}", "tip_amount": tip}).encode()
+    trip = TRIP | {"transaction_id": f"t-{number}", "tip_amount": tip, "fare_amount": fare}
+    return b"t-%d" % number, json.dumps(trip).encode()
 
 
 def scored(messages: list[Any]) -> list[str]:
@@ -274,3 +278,47 @@ async def _swap(site: Site, worker: Service, artifacts: Path, names: list[str]) 
             await send_until("bundle serves", swap + 2)
         await producer.flush()
     return sent
+
+
+def test_the_ends_of_the_outputs_say_who_began_what(marked: Site) -> None:
+    """However far back that reaches; a partition with nothing beyond its committed place is not bound at all."""
+    broker = marked.env["FRAUDLIB_KAFKA_BOOTSTRAP_SERVERS"]
+
+    async def scenario() -> dict[int, list[Ruling]]:
+        async with AIOKafkaProducer(bootstrap_servers=broker) as producer:
+
+            async def write(topic: str, partition: int, outputs: list[tuple[int, str]]) -> None:
+                for offset, bundle in outputs:
+                    value = json.dumps({"src_offset": offset, "bundle_id": bundle}).encode()
+                    await producer.send(topic, value, partition=partition)
+
+            await write("scores", 0, [(n, "a" if n < 500 else "b") for n in range(1000)])
+            await write("alerts", 0, [(n, "b") for n in (990, 1003, 1010)])
+            await write("scores", 1, [(n, "a") for n in range(10)])
+            await write("alerts", 2, [(7, "c")])
+            await producer.flush()
+        return await precedents.read(Settings(kafka_bootstrap_servers=broker), {0: 400, 1: 10, 2: 3, 3: 0})
+
+    assert asyncio.run(scenario()) == {
+        0: [Ruling(400, 500, "a"), Ruling(500, 1011, "b")],
+        1: [],
+        2: [Ruling(3, 8, "c")],
+        3: [],
+    }
+
+
+def test_a_batch_begun_by_one_bundle_is_finished_by_it(marked: Site) -> None:
+    """A worker dies after the alerts of a batch; the next one, started with another bundle, keeps to its verdicts."""
+    # Both bundles flag 105 and only the second 97, which in part comes before what the first has alerted.
+    fares = [97.0, 105.0] * 15 + [97.0] * 30
+    marked.produce("transactions", *[message(n, fare=fare) for n, fare in enumerate(fares)])
+    assert start(marked, FAULT="dies before scores").process.wait(30) == 9
+    (marked.folder / "artifacts" / "stricter").mkdir()
+    manifest.write_atomic(marked.folder / "artifacts" / CURRENT, b"stricter")
+    worker = start(marked)
+    scores = [json.loads(m.value) for m in marked.read("scores", lambda found: len(found) >= len(fares), 20)]
+    assert {score["bundle_id"] for score in scores} == {"marked", "stricter"}
+    flagged = sorted(s["transaction_id"] for s in scores if s["is_flagged"])
+    assert 15 < len(flagged) < 60
+    assert scored(marked.read("alerts", lambda found: False, 2)) == flagged
+    assert worker.stop() == 0
