@@ -12,7 +12,7 @@ from sklearn.neural_network import MLPRegressor
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from fraudlib import features, fraud
+from fraudlib import features, fraud, scoring, training
 from fraudlib.features import take
 from fraudlib.statistics import Statistics, duration_minutes
 
@@ -200,10 +200,20 @@ def unlabelled(train: Columns, usual: Statistics, seed: int) -> dict[str, Rival]
         return rivals | {name: _of_matrix(fit(x, seed)) for name, fit in ON_FEATURES.items()}
 
 
-def taught(train: Columns, usual: Statistics, kinds: Sequence[str], seed: int) -> dict[str, Rival]:
+def taught(train: Columns, usual: Statistics, seed: int, kinds: Sequence[str] = training.TAUGHT) -> dict[str, Rival]:
     """Every detector that is shown fraud of these kinds, or corruption, on the model's features."""
     with threadpool_limits(1):
         return {name: _of_matrix(fit(train, usual, kinds, seed)) for name, fit in TAUGHT.items()}
+
+
+def sum_of_surprises(scorer: scoring.Scorer) -> Rival:
+    """The autoencoder without its head: each field's surprise as a rarity, added up."""
+
+    def score(columns: Columns, x: Matrix) -> Array:
+        surprise = scoring.raw_scores(scorer.model, x).surprise
+        return np.asarray(scorer.calibration.rarities(surprise).sum(axis=1))
+
+    return score
 
 
 # One thread: where other work shares the cores, threads that wait for each other cost up to ten times what they add.

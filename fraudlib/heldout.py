@@ -16,6 +16,7 @@ from fraudlib.model import PREDICTED, FraudModel
 from fraudlib.statistics import Statistics
 from fraudlib.trial import Trial
 
+UNLISTED: Final = fraud.UNLISTED  # kinds that are always left out
 RATE: Final = 0.01  # false positive rate at which families are compared
 
 

@@ -64,6 +64,11 @@ def card(bundle: Manifest) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
+def write(folder: Path, target: Path) -> None:
+    """Write the card of the bundle in `folder`; BundleError where it has no readable manifest."""
+    manifest.write_atomic(target, card(manifest.read_manifest(folder)).encode())
+
+
 def _head(bundle: Manifest) -> Iterator[str]:
     yield f"# Model card: bundle {bundle.bundle_id}"
     yield (

@@ -127,6 +127,13 @@ def test_the_committed_card_is_that_of_the_live_bundle() -> None:
     )
 
 
+def test_written_beside_a_run(tmp_path: Path, seal) -> None:
+    """The run's card is the sealed bundle's."""
+    folder = seal(tmp_path, "20260101T000000Z-aaaa")
+    modelcard.write(folder, tmp_path / "card.md")
+    assert (tmp_path / "card.md").read_text() == modelcard.card(manifest.read_manifest(folder))
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_the_command(tmp_path: Path, seal, there: bool) -> None:
     """The command prints the card of the named bundle; without one there it ends with a sentence."""

@@ -89,17 +89,18 @@ def test_taught_baselines_know_what_they_were_taught(small):
     train, usual, honest, frauds = small
     x = features.build(features.concat([honest, frauds.columns]), usual)
     label = np.repeat([False, True], [features.row_count(honest), len(frauds.kind)])
-    auc = {n: roc_auc_score(label, d(train, x)) for n, d in baselines.taught(train, usual, TAUGHT, 7).items()}
+    auc = {n: roc_auc_score(label, d(train, x)) for n, d in baselines.taught(train, usual, 7).items()}
     assert auc["boosting, taught fraud only"] > auc["boosting, taught corruption only"] > 0.6
     again = baselines.TAUGHT["boosting, taught as the head"](train, usual, TAUGHT, 7)(x)
     assert roc_auc_score(label, again) == pytest.approx(auc["boosting, taught as the head"])
 
 
-def test_all_rivals_are_offered_by_one_call(small):
+def test_all_rivals_are_offered_by_one_call(small, room):
     """The notebook gets every detector by name, and each takes trips with their features."""
     train, usual, honest, _ = small
     rivals = baselines.unlabelled(baselines.sample(train, 400, 1), usual, 7)
     assert list(rivals) == [*baselines.BASELINES, *baselines.ON_FEATURES]
+    rivals["sum of surprises"] = baselines.sum_of_surprises(room.scorer)
     few = features.take(honest, slice(0, 50))
     for score in rivals.values():
         assert score(few, features.build(few, usual)).shape == (50,)
