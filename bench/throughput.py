@@ -67,7 +67,7 @@ class Arena:
             "worker_cpu_us": round(1e6 * sum(used[1:]) / curve.count, 2),
             "broker_cpu_us": round(1e6 * used[0] / curve.count, 2),
         }
-        if contender in ("worker", "trivial"):
+        if contender not in ("ceiling", "naive"):
             result |= _split(crew, curve.count)
         for worker in crew:
             worker.stop(signal.SIGKILL)

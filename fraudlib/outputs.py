@@ -3,16 +3,18 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise, repeat
 from typing import Any, Final, Protocol
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from fraudlib.columnar import decode
 from fraudlib.errors import ServiceError
 from fraudlib.kafka import Row
 from fraudlib.manifest import now
-from fraudlib.records import ID_PATTERN, Decoded, decode
+from fraudlib.records import ID_PATTERN, Decoded
 
 _is_id = re.compile(ID_PATTERN.encode().removeprefix(b"^").removesuffix(b"$")).fullmatch
 
@@ -129,73 +131,76 @@ def _encode(
     out: Outputs, messages: Sequence[Message], decoded: Decoded, scorer: Scorer, scores: Scores, start: int
 ) -> None:
     n = len(scores.anomaly_score)
-    finite, flags = np.isfinite(scores.anomaly_score), scores.is_flagged.tolist()
+    finite = np.isfinite(scores.anomaly_score)
     if not finite.all():
         _check_model(scorer, ArithmeticError("no finite score"))
-    writer = _Writer(scorer)
-    numbers = writer.numbers(np.where(finite, scores.anomaly_score, 0.0))
-    rows, stamps = decoded.rows[start : start + n], decoded.accepted_at[start : start + n]
-    score_rows, usable = out.scores, finite.tolist()
-    for i, (row, given_id, accepted_at) in enumerate(
-        zip(rows, decoded.transaction_ids[start : start + n], stamps, strict=True)
-    ):
-        message = messages[row]
-        if not usable[i]:
-            _dead_letter(out, message, "ScoreError", "the model gave it no finite score")
-            continue
-        key = (given_id or _id_of(message)).encode()
-        partition, is_flagged = message.partition, flags[i]
-        reasons = scores.reasons.get(i, []) if is_flagged else []
-        value = writer.score(key, numbers[i], reasons, is_flagged, partition, message.offset, accepted_at)
-        try:
-            score_rows[partition].append((key, value, []))
-        except KeyError:
-            score_rows[partition] = [(key, value, [])]
-        if is_flagged:
-            alert = value[:-1] + b',"transaction":' + (message.value or b"{}") + b"}"
-            out.alerts.setdefault(partition, []).append((key, alert, []))
-            out.alert_fields.append(str(reasons[0]["field"]) if reasons else "none")
-        out.scored += 1
+    taken = [messages[row] for row in decoded.rows[start : start + n]]
+    names = [name or _id_of(m) for name, m in zip(decoded.transaction_ids[start : start + n], taken, strict=True)]
+    writer = _Writer(scorer, taken, names, decoded.accepted_at[start : start + n])
+    values = writer.unflagged(np.where(finite, scores.anomaly_score, 0.0))
+    keys = [name.encode() for name in names]
+    for i in np.flatnonzero(scores.is_flagged & finite).tolist():
+        reasons = scores.reasons.get(i, [])
+        values[i] = writer.flagged(i, float(scores.anomaly_score[i]), reasons)
+        alert = values[i][:-1] + b',"transaction":' + (taken[i].value or b"{}") + b"}"
+        out.alerts.setdefault(taken[i].partition, []).append((keys[i], alert, []))
+        out.alert_fields.append(str(reasons[0]["field"]) if reasons else "none")
+    if finite.all():
+        _add_scores(out, [m.partition for m in taken], list(zip(keys, values, repeat([]))))
+        return
+    for i in np.flatnonzero(~finite).tolist():
+        _dead_letter(out, taken[i], "ScoreError", "the model gave it no finite score")
+    good = np.flatnonzero(finite).tolist()
+    _add_scores(out, [taken[i].partition for i in good], [(keys[i], values[i], []) for i in good])
+
+
+def _add_scores(out: Outputs, partitions: Sequence[int], rows: list[Row]) -> None:
+    """Append rows to their partitions; those of a partition mostly stand together."""
+    starts = [0, *(np.flatnonzero(np.diff(partitions)) + 1).tolist(), len(rows)]
+    for start, stop in pairwise(starts):
+        if start < stop:
+            out.scores.setdefault(partitions[start], []).extend(rows[start:stop])
+    out.scored += len(rows)
 
 
 class _Writer:
     """Writes the scores of one batch as JSON; what is the same for all of them is encoded once.
 
     Identities and stamps were checked to be of characters that JSON takes as they are.
+
+    Parameters
+    ----------
+    messages, names, stamps : of the scored transactions, in order.
     """
 
-    def __init__(self, scorer: Scorer) -> None:
-        self._threshold = b',"threshold":' + orjson.dumps(float(scorer.threshold)) + b',"is_flagged":'
-        self._unflagged = self._threshold + b'false,"reasons":[]'
-        self._bundle = b',"bundle_id":' + orjson.dumps(scorer.bundle_id) + b',"src_partition":'
-        self._end = b',"scored_at":' + orjson.dumps(now())
+    def __init__(
+        self, scorer: Scorer, messages: Sequence[Message], names: Sequence[str], stamps: Sequence[str | None]
+    ) -> None:
+        threshold, bundle = orjson.dumps(float(scorer.threshold)).decode(), orjson.dumps(scorer.bundle_id).decode()
+        end = f',"scored_at":"{now()}"'
+        self._threshold = f',"threshold":{threshold},"is_flagged":'
+        self._bundle = f',"bundle_id":{bundle},"src_partition":'
+        self._names = names
+        self._places = [f'{m.partition},"src_offset":{m.offset}' for m in messages]
+        self._ends = [f'{end},"accepted_at":"{stamp}"}}' if stamp else end + "}" for stamp in stamps]
 
-    @staticmethod
-    def numbers(values: NDArray[np.float64]) -> list[bytes]:
-        """JSON of each number, in one call."""
-        return orjson.dumps(values.tolist())[1:-1].split(b",")
+    def unflagged(self, values: NDArray[np.float64]) -> list[bytes]:
+        """JSON of every score (n,) as one that is not flagged."""
+        middle = f'{self._threshold}false,"reasons":[]{self._bundle}'
+        numbers = orjson.dumps(values.tolist())[1:-1].decode().split(",")
+        return [
+            f'{{"transaction_id":"{name}","anomaly_score":{number}{middle}{place}{end}'.encode()
+            for name, number, place, end in zip(self._names, numbers, self._places, self._ends, strict=True)
+        ]
 
-    def score(
-        self,
-        key: bytes,
-        number: bytes,
-        reasons: list[dict[str, Any]],
-        is_flagged: bool,
-        partition: int,
-        offset: int,
-        accepted_at: str | None,
-    ) -> bytes:
-        """JSON of one score."""
-        verdict = (
-            self._threshold + b'true,"reasons":' + orjson.dumps(reasons, option=orjson.OPT_SERIALIZE_NUMPY)
-            if is_flagged
-            else self._unflagged
-        )
-        place = b'%d,"src_offset":%d' % (partition, offset)
-        stamp = b',"accepted_at":"%b"}' % accepted_at.encode() if accepted_at else b"}"
-        return b"".join(
-            (b'{"transaction_id":"', key, b'","anomaly_score":', number, verdict, self._bundle, place, self._end, stamp)
-        )
+    def flagged(self, row: int, value: float, reasons: list[dict[str, Any]]) -> bytes:
+        """JSON of one score that is flagged."""
+        number = orjson.dumps(value).decode()
+        why = orjson.dumps(reasons, option=orjson.OPT_SERIALIZE_NUMPY).decode()
+        return (
+            f'{{"transaction_id":"{self._names[row]}","anomaly_score":{number}{self._threshold}true,"reasons":{why}'
+            f"{self._bundle}{self._places[row]}{self._ends[row]}"
+        ).encode()
 
 
 def _id_of(message: Message) -> str:

@@ -26,8 +26,9 @@ _ID_CHARACTERS: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01
 _TIME_CHARACTERS: Final = b"0123456789-T:."
 
 ACCEPTED_AT: Final = "accepted_at"
-_NUMBERS: Final = (*NUMBER_COLUMNS, "duration_minutes")
-_TEXTS: Final = tuple(c.name for c in BY_NAME.values() if c.kind == "text")
+MOST_TEXT: Final = 64
+NUMBERS: Final = (*NUMBER_COLUMNS, "duration_minutes")
+TEXTS: Final = tuple(c.name for c in BY_NAME.values() if c.kind == "text")
 _MUST: Final = ("trip_distance", "fare_amount")
 _FOUND: Final = {str: "text", bool: "true or false", list: "a list", dict: "an object", float: "a number"} | {
     int: "a number",
@@ -127,17 +128,17 @@ def check(values: Sequence[Any]) -> Checked:
     checked = Checked(list(values))
     table = _table(checked)
     n = len(checked.objects)
-    for name in table.keys() & _NUMBERS:
+    for name in table.keys() & NUMBERS:
         checked.columns[name] = _numbers(checked, name, table[name])
     for name in table.keys() & TIME_COLUMNS:
-        checked.columns[name] = _times(checked, name, table[name])
-    for name in table.keys() & _TEXTS:
+        checked.columns[name] = times(checked, name, table[name])
+    for name in table.keys() & TEXTS:
         _texts(checked, name, table[name])
     if "service" in table:
-        checked.columns["service"] = _services(checked, table["service"])
-    checked.transaction_ids = _ids(checked, table.get("transaction_id", (None,) * n))
-    checked.accepted_at = _stamps(table.get(ACCEPTED_AT, (None,) * n))
-    _required(checked, n)
+        checked.columns["service"] = services(checked, table["service"])
+    checked.transaction_ids = ids(checked, table.get("transaction_id", (None,) * n))
+    checked.accepted_at = stamps(table.get(ACCEPTED_AT, (None,) * n))
+    require(checked, n)
     return checked
 
 
@@ -209,27 +210,30 @@ def _numbers(checked: Checked, name: str, column: Sequence[Any]) -> NDArray[np.f
     return array
 
 
-def _services(checked: Checked, column: Sequence[Any]) -> NDArray[np.float64]:
+def services(checked: Checked, column: Sequence[Any]) -> NDArray[np.float64]:
     column = _wrong(checked, "service", column, {str, type(None)}, "text")
     code = {None: np.nan} | {name: float(i) for i, name in enumerate(SERVICES)}
-    if set(column) - set(code):
+    found = set(column)
+    if found - set(code):
         rows = [row for row, value in enumerate(column) if value not in code]
         checked.blame(rows, "service", f"expected {' or '.join(SERVICES)}, found another name")
+    if len(found) == 1:
+        return np.full(len(column), code.get(found.pop(), np.nan))
     return np.array([code.get(value, np.nan) for value in column], dtype=np.float64)
 
 
 def _texts(checked: Checked, name: str, column: Sequence[Any]) -> None:
     column = _wrong(checked, name, column, {str, type(None)}, "text")
-    if any(value is not None and len(value) > 64 for value in set(column)):
-        rows = [row for row, value in enumerate(column) if value is not None and len(value) > 64]
-        checked.blame(rows, name, "expected at most 64 characters, found more")
+    if any(value is not None and len(value) > MOST_TEXT for value in set(column)):
+        rows = [row for row, value in enumerate(column) if value is not None and len(value) > MOST_TEXT]
+        checked.blame(rows, name, f"expected at most {MOST_TEXT} characters, found more")
 
 
 def _consists_of(texts: Sequence[str], characters: bytes) -> bool:
     return not "".join(texts).encode(errors="surrogatepass").translate(None, characters)
 
 
-def _ids(checked: Checked, column: Sequence[Any]) -> Sequence[str]:
+def ids(checked: Checked, column: Sequence[Any]) -> Sequence[str]:
     if set(map(type, column)) == {str}:
         lengths = set(map(len, column))
         if min(lengths) > 0 and max(lengths) <= 64 and _consists_of(column, _ID_CHARACTERS):
@@ -240,7 +244,7 @@ def _ids(checked: Checked, column: Sequence[Any]) -> Sequence[str]:
     return ["" if value is None or row in bad else value for row, value in enumerate(column)]
 
 
-def _stamps(column: Sequence[Any]) -> Sequence[str | None]:
+def stamps(column: Sequence[Any]) -> Sequence[str | None]:
     kinds = set(map(type, column))
     if kinds == {type(None)}:
         return column
@@ -249,7 +253,7 @@ def _stamps(column: Sequence[Any]) -> Sequence[str | None]:
     return [value if type(value) is str and _is_stamp(value) else None for value in column]
 
 
-def _times(checked: Checked, name: str, column: Sequence[Any]) -> NDArray[np.datetime64]:
+def times(checked: Checked, name: str, column: Sequence[Any]) -> NDArray[np.datetime64]:
     column = _wrong(checked, name, column, {str, type(None)}, "an ISO 8601 time")
     texts = [value for value in column if value is not None]
     # numpy parses a column at once, but also accepts what is no full time: only plain local times go that way.
@@ -305,7 +309,7 @@ def local_time(text: str) -> datetime:
     return moment if moment.tzinfo is None else moment.astimezone(_new_york()).replace(tzinfo=None)
 
 
-def _required(checked: Checked, n: int) -> None:
+def require(checked: Checked, n: int) -> None:
     for name in _MUST:
         array = checked.columns.get(name)
         rows = range(n) if array is None else np.flatnonzero(np.isnan(array)).tolist()
