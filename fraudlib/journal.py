@@ -29,7 +29,10 @@ _RANGE: Final = struct.Struct("<qq")
 _SUSPECT: Final = struct.Struct("<qqq")
 _AT_RANGE: Final = len(_MAGIC)
 _AT_SUSPECT: Final = _AT_RANGE + _RANGE.size
-_SIZE: Final = _AT_SUSPECT + _SUSPECT.size
+_AT_CONVICTED: Final = _AT_SUSPECT + _SUSPECT.size
+_SLOTS: Final = 64  # convicted records of one batch; each of them cost three lives
+_CONVICTED: Final = struct.Struct(f"<{_SLOTS}q")
+_SIZE: Final = _AT_CONVICTED + _CONVICTED.size
 _MOST: Final = 65536  # records in one batch; a wider range is no range
 _NONE: Final = _RANGE.pack(0, 0)
 
@@ -46,6 +49,9 @@ class Suspect:
         return self.stop - self.start
 
 
+_NOBODY: Final = Suspect(0, 0, 0)
+
+
 class Journal:
     """Ranges in flight and ranges under suspicion.
 
@@ -56,6 +62,7 @@ class Journal:
     Attributes
     ----------
     suspects : partition -> range, of the open partitions.
+    convicted : partition -> offsets that are not to be scored, of the open partitions.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -63,6 +70,7 @@ class Journal:
         self._maps: dict[int, mmap.mmap] = {}
         self._lock = Lock()
         self.suspects: dict[int, Suspect] = {}
+        self.convicted: dict[int, list[int]] = {}
 
     @classmethod
     def of(cls, settings: Settings) -> "Journal":
@@ -101,6 +109,8 @@ class Journal:
                 self._write(partition, known)
             if known.crashes:
                 self.suspects[partition] = known
+            if convicted := [at - 1 for at in _CONVICTED.unpack_from(file, _AT_CONVICTED) if at > 0]:
+                self.convicted[partition] = convicted
             file[_AT_RANGE:_AT_SUSPECT] = _NONE
             return died_on
 
@@ -111,6 +121,7 @@ class Journal:
 
     def _close(self, partition: int) -> None:
         self.suspects.pop(partition, None)
+        self.convicted.pop(partition, None)
         if file := self._maps.pop(partition, None):
             file[_AT_RANGE:_AT_SUSPECT] = _NONE
             file.close()
@@ -135,18 +146,38 @@ class Journal:
                     if file := self._maps.get(partition):
                         file[_AT_RANGE:_AT_SUSPECT] = _NONE
 
+    def convict(self, partition: int, offset: int) -> None:
+        """Remember a record that is not to be scored again, until what comes after it is published too."""
+        with self._lock:
+            self.suspects.pop(partition, None)
+            self.convicted.setdefault(partition, []).append(offset)
+            self._write(partition, _NOBODY)
+            self._write_convicted(partition)
+
     def clear_before(self, ranges: Ranges) -> None:
-        """Drop suspicions that lie before these ranges: what is there was published."""
+        """Drop what lies before these ranges: it was published."""
         with self._lock:
             for partition, (start, _) in ranges.items():
                 known = self.suspects.get(partition)
                 if known and known.stop <= start:
                     del self.suspects[partition]
-                    self._write(partition, Suspect(0, 0, 0))
+                    self._write(partition, _NOBODY)
+                convicted = self.convicted.get(partition, [])
+                if convicted and min(convicted) < start:
+                    self.convicted[partition] = [offset for offset in convicted if offset >= start]
+                    self._write_convicted(partition)
+                    if not self.convicted[partition]:
+                        del self.convicted[partition]
 
     def _write(self, partition: int, suspect: Suspect) -> None:
-        packed = _SUSPECT.pack(suspect.start, suspect.stop, suspect.crashes)
-        self._maps[partition][_AT_SUSPECT:_SIZE] = packed
+        if file := self._maps.get(partition):
+            file[_AT_SUSPECT:_AT_CONVICTED] = _SUSPECT.pack(suspect.start, suspect.stop, suspect.crashes)
+
+    def _write_convicted(self, partition: int) -> None:
+        # One more than the offset, so that an empty slot is 0.
+        slots = [offset + 1 for offset in self.convicted[partition]][-_SLOTS:]
+        if file := self._maps.get(partition):
+            file[_AT_CONVICTED:_SIZE] = _CONVICTED.pack(*slots, *[0] * (_SLOTS - len(slots)))
 
 
 def _map(path: Path) -> mmap.mmap:

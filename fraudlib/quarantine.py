@@ -53,7 +53,7 @@ class Quarantine:
 
     def __init__(self, journal: Journal, load_scorer: LoadScorer, artifacts: Path) -> None:
         self._journal, self._load, self._artifacts = journal, load_scorer, artifacts
-        self._verdicts: dict[tuple[int, int], bool] = {}
+        self._acquitted: tuple[int, int] | None = None
         self.is_trying = False
 
     def process(self, messages: Sequence[Message], ranges: Ranges, scorer: Scorer) -> Outputs:
@@ -68,38 +68,46 @@ class Quarantine:
         ModelError
             If the model cannot score anything.
         """
-        if not self._journal.suspects:
-            with self._journal.under_way(ranges):
+        journal = self._journal
+        if not journal.suspects and not journal.convicted:
+            with journal.under_way(ranges):
                 return process(messages, scorer)
-        self._journal.clear_before(ranges)
+        journal.clear_before(ranges)
         out = Outputs()
-        for piece, suspect in pieces(messages, self._journal.suspects):
-            if suspect and len(suspect) == 1 and self._is_guilty(piece[0], suspect, scorer.bundle_id):
-                why = f"the process died {suspect.crashes} times while it was scored"
-                _dead_letter(out, piece[0], "CrashLoop", why)
+        for piece, suspect in pieces(messages, journal.suspects, journal.convicted):
+            if suspect and len(suspect) == 1:
+                self._judge(piece[0], suspect, scorer.bundle_id)
+            if piece[0].offset in journal.convicted.get(piece[0].partition, ()):
+                _dead_letter(out, piece[0], "CrashLoop", f"the process died {DEATHS} times while it was scored")
                 continue
-            with self._journal.under_way(_ranges(piece)):
+            with journal.under_way(_ranges(piece)):
                 _join(out, process(piece, scorer))
         return out
 
-    def _is_guilty(self, message: Message, suspect: Suspect, bundle_id: str) -> bool:
-        if suspect.crashes < DEATHS:
-            return False
+    def _judge(self, message: Message, suspect: Suspect, bundle_id: str) -> None:
+        """Convict a record that was in flight at enough deaths, alone at the last, and does not survive its trial."""
         place = (message.partition, message.offset)
-        if place not in self._verdicts:
-            # One that survived its trial and was in flight at yet another death gets no second one.
+        # One that survived its trial and was in flight at yet another death gets no second one.
+        if suspect.crashes < DEATHS or (suspect.crashes == DEATHS and place == self._acquitted):
+            return
+        is_guilty = suspect.crashes > DEATHS
+        if not is_guilty:
             self.is_trying = True
-            guilty = suspect.crashes > DEATHS or kills(self._load, self._artifacts / bundle_id, message)
+            is_guilty = kills(self._load, self._artifacts / bundle_id, message)
             self.is_trying = False
-            log.error(
-                "record kills the process" if guilty else "record survived its trial",
-                extra={"partition": message.partition, "offset": message.offset, "crashes": suspect.crashes},
-            )
-            self._verdicts = {place: guilty}
-        return self._verdicts[place]
+        log.error(
+            "record kills the process" if is_guilty else "record survived its trial",
+            extra={"partition": message.partition, "offset": message.offset, "crashes": suspect.crashes},
+        )
+        if is_guilty:
+            self._journal.convict(message.partition, message.offset)
+        else:
+            self._acquitted = place
 
 
-def pieces(messages: Sequence[Message], suspects: dict[int, Suspect]) -> Iterator[tuple[list[Message], Suspect | None]]:
+def pieces(
+    messages: Sequence[Message], suspects: dict[int, Suspect], convicted: dict[int, list[int]]
+) -> Iterator[tuple[list[Message], Suspect | None]]:
     """Cut a batch, in its order: what is under suspicion in small pieces or alone, the rest as it comes."""
     piece: list[Message] = []
     under: Suspect | None = None
@@ -107,6 +115,8 @@ def pieces(messages: Sequence[Message], suspects: dict[int, Suspect]) -> Iterato
         suspect = suspects.get(message.partition)
         if suspect and not suspect.start <= message.offset < suspect.stop:
             suspect = None
+        if message.offset in convicted.get(message.partition, ()):
+            suspect = Suspect(message.offset, message.offset + 1, 0)
         is_full = suspect is not None and len(piece) >= (1 if len(suspect) <= PIECE else PIECE)
         if piece and (suspect is not under or is_full):
             yield piece, under

@@ -46,9 +46,9 @@ def load_deadly(folder: Path, act: Any) -> Deadly:
     return Deadly(act=act)
 
 
-def messages(count: int, deadly: int | None = None, partition: int = 0, start: int = 0) -> list[Any]:
-    """Messages of a partition, one of them deadly."""
-    fares = {deadly: 666.0}
+def messages(count: int, *deadly: int, partition: int = 0, start: int = 0) -> list[Any]:
+    """Messages of a partition, some of them deadly."""
+    fares = dict.fromkeys(deadly, 666.0)
     return [
         SimpleNamespace(
             topic="transactions",
@@ -104,7 +104,7 @@ def test_nothing_is_suspected_where_nobody_died(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [1, 5, PIECE, PIECE + 1, 1000])
 def test_three_deaths_put_a_record_aside_whatever_the_batch(tmp_path: Path, guilty: list[int], size: int) -> None:
     """After the third, only that record is a dead letter; it is tried once, and all others have their scores."""
-    batch = messages(size, deadly=size // 2)
+    batch = messages(size, size // 2)
     for _ in range(3):
         with pytest.raises(DeathError):
             Life(tmp_path).process(batch)
@@ -121,9 +121,31 @@ def test_three_deaths_put_a_record_aside_whatever_the_batch(tmp_path: Path, guil
     assert guilty == [size // 2]
 
 
+def test_several_records_of_a_batch_are_put_aside(tmp_path: Path, guilty: list[int]) -> None:
+    """Each costs three lives; what was found out about the first is not forgotten over the second."""
+    batch, lives = messages(200, 20, 150, 151), 0
+    while True:
+        life = Life(tmp_path)
+        try:
+            out = life.process(batch)
+            break
+        except DeathError:
+            lives += 1
+            assert lives < 10
+    assert lives == 9
+    assert [dict(row[2])["src_offset"] for row in out.dead_letters[0]] == [b"20", b"150", b"151"]
+    assert guilty == [20, 150, 151]
+    assert out.scored == 197
+    life.process(messages(5, start=200))
+    assert (life.journal.suspects, life.journal.convicted) == ({}, {})
+    life.journal.close_all()
+    again = Life(tmp_path)
+    assert (again.died_on, again.journal.convicted) == (None, {})
+
+
 def test_one_death_costs_a_batch_little(tmp_path: Path) -> None:
     """Most deaths come from outside: the batch is taken in pieces, not record by record, and cleared by the next."""
-    batch = messages(1000, deadly=500)
+    batch = messages(1000, 500)
     with pytest.raises(DeathError):
         Life(tmp_path).process(batch)
     second = Life(tmp_path)
@@ -139,7 +161,7 @@ def test_one_death_costs_a_batch_little(tmp_path: Path) -> None:
 def test_a_record_that_survives_its_trial_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three kills from outside are no proof; but with a fourth death it is put aside without a second trial."""
     monkeypatch.setattr(quarantine, "kills", lambda *_: False)
-    batch = messages(3, deadly=1)
+    batch = messages(3, 1)
     for _ in range(3):
         with pytest.raises(DeathError):
             Life(tmp_path).process(batch)
@@ -154,16 +176,16 @@ def test_a_record_that_survives_its_trial_is_scored(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(("act", "expected"), [(os.abort, True), (time.monotonic, False), (orjson.loads, False)])
 def test_a_trial_is_held_in_a_process_of_its_own(tmp_path: Path, act: Any, expected: bool) -> None:
     """A record is guilty if that process dies; not if it is scored, nor if the model raises on it."""
-    (message,) = messages(1, deadly=0)
+    (message,) = messages(1, 0)
     assert kills(functools.partial(load_deadly, act=act), tmp_path, message) is expected
 
 
 def test_order_is_kept_and_other_partitions_are_left_alone() -> None:
     """The pieces of a batch are the batch; only what is suspected is taken apart."""
     batch = [*messages(5, partition=1), *messages(100), *messages(3, partition=2)]
-    cut = list(pieces(batch, {0: Suspect(10, 80, 1), 1: Suspect(2, 4, 2)}))
+    cut = list(pieces(batch, {0: Suspect(10, 80, 1), 1: Suspect(2, 4, 2)}, {0: [90]}))
     assert [m for piece, _ in cut for m in piece] == batch
-    assert [len(piece) for piece, _ in cut] == [2, 1, 1, 1 + 10, PIECE, 70 - PIECE, 20 + 3]
+    assert [len(piece) for piece, _ in cut] == [2, 1, 1, 1 + 10, PIECE, 70 - PIECE, 10, 1, 9 + 3]
 
 
 def test_partitions_that_moved_on_leave_no_suspicion(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 import asyncio
 import json
 import logging
+import re
 import sys
 
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Counter, generate_latest
 
+from fraudlib import paths, watchdog, worker
 from fraudlib.telemetry import ApiMetrics, BulkHistogram, JsonFormatter, WorkerMetrics, serve_health
 
 
@@ -77,3 +79,35 @@ def test_health_is_served_beside_the_work() -> None:
         server.close()
 
     asyncio.run(scenario())
+
+
+def families() -> dict[str, set[str]]:
+    """Metric of the worker -> its labels."""
+    registry, labels = CollectorRegistry(), dict[str, set[str]]()
+    metrics = WorkerMetrics(registry)
+    for metric in vars(metrics).values():
+        if hasattr(metric, "_labelnames"):
+            suffix = "_total" if isinstance(metric, Counter) else ""
+            labels[metric._name + suffix] = set(metric._labelnames)
+        elif isinstance(metric, BulkHistogram):
+            labels[metric._name] = set()
+    return labels
+
+
+def test_the_worker_page_lists_every_metric_with_its_labels() -> None:
+    """And none that is not there; every label's values are known beforehand."""
+    page = (paths.root() / "docs" / "worker.md").read_text()
+    rows = re.findall(r"^\| `(fraudlib_worker_\w+)` \| (?:`(\w+)`)? ?\|", page, re.MULTILINE)
+    assert {name: {label} - {""} for name, label in rows} == families()
+    known = {"field", "cause", "partition", "bundle_id", "outcome", "stage", "flagged_by", "feature"}
+    assert set().union(*families().values()) <= known
+
+
+def test_the_worker_page_lists_every_exit_code() -> None:
+    """With the numbers that the worker ends with."""
+    page = (paths.root() / "docs" / "worker.md").read_text()
+    codes = {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
+    assert codes == {
+        0,
+        *(value for name, value in {**vars(worker), **vars(watchdog)}.items() if name.startswith("EXIT_")),
+    }

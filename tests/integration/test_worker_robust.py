@@ -196,6 +196,7 @@ def test_a_failing_gpu_and_a_full_memory_stop_nothing(marked: Site) -> None:
     assert worker.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_come_back_ends_the_worker_with_71(marked: Site) -> None:
     """A supervisor can start it anew; told to stop while it hangs, it goes within 15 s and admits what it left."""
     marked.produce("transactions", message(1, 603))
@@ -215,6 +216,7 @@ def test_a_blocked_event_loop_ends_the_worker_with_72(marked: Site) -> None:
     assert worker.says("event loop is blocked")
 
 
+@pytest.mark.slow
 def test_a_broker_that_hangs_does_not_keep_a_worker_from_stopping(marked: Site) -> None:
     """SIGTERM ends it within 15 s although the broker answers nothing, and not with 0 where a batch is under way."""
     worker = start(marked, SLOW="2")
