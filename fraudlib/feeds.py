@@ -19,7 +19,7 @@ from fraudlib.settings import Settings
 
 log = logging.getLogger(__name__)
 
-IDLE_SECONDS: Final = 10.0
+IDLE_SECONDS: Final = 2.0
 REMEMBERED: Final = 256
 BACKLOG: Final = 256
 
