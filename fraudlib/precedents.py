@@ -112,31 +112,30 @@ async def read(settings: Settings, starts: Mapping[int, int]) -> dict[int, list[
     try:
         async with asyncio.timeout(READ_SECONDS):
             await consumer.start()
-            scores = await _tails(consumer, TOPIC_SCORES, starts)
-            alerts = await _tails(consumer, TOPIC_ALERTS, starts)
+            tails = await _tails(consumer, starts)
     finally:
         await asyncio.wait([asyncio.ensure_future(consumer.stop())], timeout=2)
-    return {partition: rulings(starts[partition], scores[partition], alerts[partition]) for partition in starts}
+    return {p: rulings(start, tails[TOPIC_SCORES, p], tails[TOPIC_ALERTS, p]) for p, start in starts.items()}
 
 
-async def _tails(consumer: AIOKafkaConsumer, topic: str, starts: Mapping[int, int]) -> dict[int, list[Output]]:
-    """Outputs at the end of each partition that may be of inputs from `starts` on."""
-    partitions = {TopicPartition(topic, partition): start for partition, start in starts.items()}
-    begins, ends = await consumer.beginning_offsets(partitions), await consumer.end_offsets(partitions)
-    tails: dict[int, list[Output]] = {}
+async def _tails(consumer: AIOKafkaConsumer, starts: Mapping[int, int]) -> dict[tuple[str, int], list[Output]]:
+    """Outputs at the end of each partition, by topic, as far back as they may be of inputs from `starts` on."""
+    waiting = [TopicPartition(topic, partition) for topic in (TOPIC_SCORES, TOPIC_ALERTS) for partition in starts]
+    begins, ends = await consumer.beginning_offsets(waiting), await consumer.end_offsets(waiting)
+    tails: dict[tuple[str, int], list[Output]] = {}
     back = STEP
-    while partitions:
-        consumer.assign(list(partitions))
-        for tp in partitions:
+    while waiting:
+        consumer.assign(waiting)
+        for tp in waiting:
             consumer.seek(tp, max(begins[tp], ends[tp] - back))
-        messages = await _to_the_end(consumer, list(partitions))
-        for tp, start in list(partitions.items()):
-            outputs = [output for message in messages[tp] if (output := _output(message.value))]
+        for tp, messages in (await _to_the_end(consumer, waiting)).items():
+            outputs = [output for message in messages if (output := _output(message.value))]
+            start = starts[tp.partition]
             # Nothing new in the whole tail, or its beginning is old: further back there is nothing of interest.
             is_whole = not outputs or outputs[0].src_offset < start or all(o.src_offset < start for o in outputs)
             if is_whole or ends[tp] - back <= begins[tp] or back >= MOST:
-                tails[tp.partition] = outputs
-                del partitions[tp]
+                tails[tp.topic, tp.partition] = outputs
+        waiting = [tp for tp in waiting if (tp.topic, tp.partition) not in tails]
         back *= 32
     return tails
 
