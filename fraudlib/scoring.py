@@ -74,7 +74,7 @@ def pick_device(device: str) -> torch.device:
 
 
 @torch.inference_mode()
-def raw_scores(model: FraudModel | StackedModel, x: NDArray[np.float32], device: torch.device | None = None) -> Raw:
+def raw_scores(model: FraudModel, x: NDArray[np.float32], device: torch.device | None = None) -> Raw:
     """Logits, surprises and expectations of features (n, F), in chunks."""
     device = device or torch.device("cpu")
     logits, surprises, expected = [], [], []
@@ -115,7 +115,7 @@ class Scorer:
         self.bundle_id = bundle_id
         self.device = pick_device(device)
         self.model = model.eval().to(self.device)
-        self._few = StackedModel(self.model).eval()
+        self._few = StackedModel(self.model) if self.device.type == "cpu" else None
         self.statistics = statistics
         self.calibration = calibration
         self.threshold = threshold
@@ -137,11 +137,17 @@ class Scorer:
     def score(self, columns: Columns) -> Scores:
         """Score every row of the columns, shape (n,) each; missing columns are missing fields."""
         x = features.build(columns, self.statistics)
-        raw = raw_scores(self._few if len(x) <= FEW else self.model, x, self.device)
+        raw = self._raw_scores(x)
         score = self.calibration.score(raw.logit, raw.surprise)
         flagged = score > self.threshold
         rows = np.flatnonzero(flagged)
         return Scores(score, flagged, self._reasons(columns, x, raw, rows) if len(rows) else {})
+
+    def _raw_scores(self, x: NDArray[np.float32]) -> Raw:
+        if self._few is None or not 0 < len(x) <= FEW:
+            return raw_scores(self.model, x, self.device)
+        logits, surprise, expected = (part.astype(np.float64) for part in self._few(x))
+        return Raw(logits[:, 0], logits[:, 1:], surprise, expected)
 
     def _reasons(
         self, columns: Columns, x: NDArray[np.float32], raw: Raw, rows: NDArray[np.intp]
