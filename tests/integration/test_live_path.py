@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fraudlib import manifest, paths, trips
-from fraudlib.delivery import Deduplicator
+from fraudlib.delivery import Deduplicator, FirstOfId
 from fraudlib.scoring import Scorer
 
 from .conftest import Service, Site, until
@@ -152,12 +152,26 @@ def test_nothing_is_lost_when_workers_are_killed_and_stopped(live: Site) -> None
     assert len(mine) == len(set(mine)) == len(acknowledged) == 15_000
 
 
-def test_the_same_identity_twice_is_one_transaction_to_a_reader_by_identity(live: Site) -> None:
-    """A retry with the Idempotency-Key gets the same identity, in the same partition."""
-    answers = [live.call("/transaction", TRIP, Idempotency_Key='"retry-1"', Prefer="wait=10")[2] for _ in range(2)]
-    assert [answer["transaction_id"] for answer in answers] == ["retry-1", "retry-1"]
-    assert answers[0]["src_partition"] == answers[1]["src_partition"]
-    assert answers[0]["anomaly_score"] == answers[1]["anomaly_score"]
+def test_the_same_request_twice_is_one_transaction(live: Site) -> None:
+    """A retry under the same Idempotency-Key gets the same score, and the log has the transaction once."""
+    first, again = (live.call("/transaction", TRIP, Idempotency_Key='"retry-1"', Prefer="wait=10") for _ in range(2))
+    assert first[0] == again[0] == 200
+    assert first[2] == again[2]
+    assert again[1]["idempotency-replayed"] == "true"
+    live.call("/transaction", TRIP | {"transaction_id": "after-retry-1"}, Prefer="wait=10")
+    sent = live.read("transactions", lambda found: any(m.key == b"after-retry-1" for m in found))
+    assert sum(message.key == b"retry-1" for message in sent) == 1
+
+
+def test_what_is_sent_again_by_its_identity_is_shown_once(live: Site) -> None:
+    """Without a key it stands twice in the log, in one partition, and the reader's filters let the first pass."""
+    scores = [live.call("/transaction", TRIP | {"transaction_id": "again-1"}, Prefer="wait=10")[2] for _ in range(2)]
+    assert scores[0]["src_partition"] == scores[1]["src_partition"]
+    assert scores[0]["src_offset"] < scores[1]["src_offset"]
+    is_first = FirstOfId()
+    found = live.read("scores", lambda messages: sum(m.key == b"again-1" for m in messages) == 2)
+    seen = [score for score in scored_once(found) if is_first(score["transaction_id"])]
+    assert [s["src_offset"] for s in seen if s["transaction_id"] == "again-1"] == [scores[0]["src_offset"]]
 
 
 def test_a_broker_that_comes_back_empty_is_used_again(live: Site) -> None:
@@ -184,6 +198,24 @@ def test_a_taken_port_is_named(live: Site) -> None:
     worker = live.start("worker", FRAUDLIB_METRICS_PORT=live.env["FRAUDLIB_API_PORT"])
     assert worker.process.wait(30) == 1
     assert worker.says("FRAUDLIB_METRICS_PORT")
+
+
+def test_the_door_closes_while_the_workers_lag_behind(site: Site) -> None:
+    """Without a worker the API takes so many and then answers 429; once they are scored it takes more."""
+    site.start("broker")
+    site.start("api", FRAUDLIB_MAX_LAG="20")
+    until(site.is_ready, 20, "a ready API")
+
+    def is_refused() -> bool:
+        status, headers, problem = site.call("/transaction", TRIP)
+        if status == 429:
+            assert problem["type"] == "urn:fraudlib:problem:workers-behind"
+            assert 1 <= int(headers["retry-after"]) <= 30
+        return bool(status == 429)
+
+    until(is_refused, 20, "429 from an API whose workers are missing")
+    site.start_worker()
+    until(lambda: site.call("/transaction", TRIP)[0] == 202, 20, "202 once the worker has caught up")
 
 
 def test_a_stopped_worker_admits_that_the_broker_is_gone(site: Site) -> None:
