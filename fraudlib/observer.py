@@ -61,7 +61,8 @@ class Observer:
             self._messages += messages[:: 1 + len(messages) // SAMPLE]
             for rows in outputs.scores.values():
                 self._scores += [value or b"" for _, value, _ in rows[:: 1 + len(rows) // SAMPLE]]
-        if not self._shadow.is_there:
+        # A full batch means that the live path is behind, and needs the processor itself.
+        if not self._shadow.is_there or len(messages) >= self._settings.batch_max_records:
             return
         self._credit = min(1.0, self._credit + self._settings.shadow_share)
         if self._credit >= 1.0 and self._waiting is None:

@@ -70,7 +70,7 @@ class Shadow:
         """
         if self._scorer is None:
             return
-        messages = messages[:ROWS]
+        messages = messages[:: 1 + (len(messages) - 1) // ROWS]
         live = _verdicts(outputs, {(m.partition, m.offset) for m in messages})
         decoded = decode([m.value for m in messages])
         places = [(messages[row].partition, messages[row].offset) for row in decoded.rows]
@@ -97,7 +97,7 @@ def _verdicts(outputs: Outputs, wanted: set[tuple[int, int]]) -> dict[tuple[int,
     """Live score and flag by source position, of the wanted ones."""
     found: dict[tuple[int, int], tuple[float, bool]] = {}
     for partition, rows in outputs.scores.items():
-        for _, value, _ in rows[:ROWS]:
+        for _, value, _ in rows:
             score = orjson.loads(value or b"{}")
             place = (partition, score["src_offset"])
             if place in wanted:

@@ -128,6 +128,21 @@ def test_the_shadow_scores_a_share_and_holds_at_most_one_batch(tmp_path: Path) -
     assert bench.observer._waiting is not None
 
 
+def test_the_shadow_rests_while_the_worker_is_behind(tmp_path: Path) -> None:
+    """Full batches are left to the live path; of others, records from all over the batch are compared."""
+    shadow(tmp_path, "stricter")
+    bench = Bench(tmp_path, batch_max_records=2500)
+    bench.observer._shadow.refresh()
+    batch = [message(i, 60.0 if i >= 1800 else 12.5) for i in range(2400)]
+    bench.observer.offer([*batch, *batch[:100]], Outputs())
+    assert bench.observer._waiting is None
+    bench.observer.offer(batch, process(batch, bench.scorer))
+    assert bench.observer._waiting is not None
+    bench.observer._shadow.compare(*bench.observer._waiting)
+    assert bench.value("shadow_transactions_total") == 800
+    assert bench.value("shadow_disagreements_total", flagged_by="shadow") == 200
+
+
 def test_without_a_shadow_nothing_is_kept(tmp_path: Path) -> None:
     """The pointer is optional, and a share of 0 turns it off."""
     bench = Bench(tmp_path)
