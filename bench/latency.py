@@ -7,6 +7,7 @@ the topics is a process of its own, with the fetch wait of the settings, as any 
 import argparse
 import asyncio
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -47,7 +48,7 @@ def records(count: int, prefix: str) -> tuple[list[str], list[bytes]]:
 
 
 def _read(settings: Settings, pipe: Connection) -> None:
-    """Body of the reading process: first times at which scores and alerts were seen, until told to stop."""
+    """Body of the reading process: when each score and alert was first seen, until there are as many as it is told."""
     seen: dict[str, dict[str, tuple[float, Any]]] = {TOPIC_SCORES: {}, TOPIC_ALERTS: {}}
 
     async def read() -> None:
@@ -61,7 +62,10 @@ def _read(settings: Settings, pipe: Connection) -> None:
         await consumer.start()
         await consumer.seek_to_end()
         pipe.send("ready")
-        while not pipe.poll():
+        expected, end = None, math.inf
+        while time.monotonic() < end and (expected is None or len(seen[TOPIC_SCORES]) < expected):
+            if expected is None and pipe.poll():
+                expected, end = pipe.recv(), time.monotonic() + OUTSTANDING_SECONDS
             for tp, messages in (await consumer.getmany(timeout_ms=100)).items():
                 now, here = time.monotonic(), seen[tp.topic]
                 for message in messages:
@@ -110,8 +114,7 @@ def _step(stack: Stack, settings: Settings, rate: float, seconds: float, wait: b
     before = _cpu(children)
     load = openloop.run(settings.api_host, settings.api_port, requests, rate)
     cpu = {name: round((value - before[name]) / (len(ids) / rate), 2) for name, value in _cpu(children).items()}
-    time.sleep(1.0)
-    ours.send("stop")
+    ours.send(len(ids))
     seen = ours.recv()
     reader.join()
     due = dict(zip(ids, load.due, strict=True))
@@ -122,6 +125,7 @@ def _step(stack: Stack, settings: Settings, rate: float, seconds: float, wait: b
         "rate": rate,
         "transactions": len(counted),
         "scored": len(scores),
+        "answered_per_second": round(len(ids) / (np.nanmax(load.answered) - load.due[0]), 1),
         "statuses": load.statuses,
         "answer": _percentiles(answered[~np.isnan(answered)]),
         "score": _percentiles([at - due[name] for name, (at, _) in scores.items()]),

@@ -59,16 +59,25 @@ class Broker:
             raise error
 
 
-async def ask(app: Any, receive: Any, path: str = "/transaction", headers: dict[str, str] | None = None) -> Any:
-    """Status and JSON of one POST, straight to an ASGI app."""
+async def ask(
+    app: Any,
+    receive: Any,
+    path: str = "/transaction",
+    headers: dict[str, str] | None = None,
+    answered: dict[str, str] | None = None,
+) -> Any:
+    """Status and JSON of one POST, straight to an ASGI app; `answered` takes the answer's headers."""
     raw = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
     scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "root_path": "", "headers": raw}
     statuses, body = [], b""
+    if answered is None:
+        answered = {}
 
     async def send(message: Any) -> None:
         nonlocal body
         if message["type"] == "http.response.start":
             statuses.append(message["status"])
+            answered.update({name.decode(): value.decode() for name, value in message["headers"]})
         body += message.get("body", b"")
 
     await app(scope, receive, send)
@@ -611,7 +620,10 @@ def test_more_requests_than_admitted_are_turned_away() -> None:
         inside = [asyncio.create_task(ask(app, None)) for _ in range(2)]
         bulk = asyncio.create_task(ask(app, None, "/transactions"))
         await asyncio.sleep(0)
-        turned_away = await ask(app, None)
+        headers: dict[str, str] = {}
+        turned_away = await ask(app, None, answered=headers)
+        assert turned_away[1]["type"] == "urn:fraudlib:problem:too-many-in-flight"
+        assert int(headers["retry-after"]) > 0
         leave.set()
         answers = [turned_away, *await asyncio.gather(*inside, bulk), await ask(app, None)]
         return [status for status, _ in answers]
