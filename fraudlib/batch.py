@@ -1,5 +1,6 @@
 """A micro-batch on its way through the worker."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -21,6 +22,7 @@ class Batch:
     ranges : partition -> first offset, and the one after the last.
     next_offsets : where each partition goes on afterwards.
     scorer, outputs : what they are scored by, and what came of it.
+    taken_at : when the first of them were polled, monotonic, in s.
     """
 
     epoch: int
@@ -29,6 +31,7 @@ class Batch:
     next_offsets: dict[TopicPartition, int] = field(default_factory=dict)
     scorer: Scorer | None = None
     outputs: Outputs = field(default_factory=Outputs)
+    taken_at: float = field(default_factory=time.monotonic)
 
     def take(self, tp: TopicPartition, messages: list[Any]) -> None:
         """Add messages of a partition, which follow those that are there."""
@@ -51,7 +54,7 @@ class Batch:
             yield self
             return
         for messages, chosen in bindings.split(self.messages, scorer):
-            part = Batch(self.epoch, scorer=chosen)
+            part = Batch(self.epoch, scorer=chosen, taken_at=self.taken_at)
             for (topic, partition), run in groupby(messages, lambda m: (m.topic, m.partition)):
                 part.take(TopicPartition(topic, partition), list(run))
             yield part

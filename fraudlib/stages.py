@@ -176,6 +176,9 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
     async def publish(self) -> None:
         """Third stage: alerts and dead letters acknowledged, then scores, then the offsets are due."""
         while (batch := await self._scored.get()) is not None:
+            if time.monotonic() - batch.taken_at > self._settings.session_timeout_ms / 1000:
+                # The process may have been paused, and the group gone on without it: a commit tells.
+                await self.commit(always=True)
             if batch.epoch != self._epoch:
                 continue
             self._idle.clear()
@@ -259,11 +262,11 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
                 await asyncio.sleep(1)
                 self._dirty.set()
 
-    async def commit(self) -> bool:
-        """Commit what is acknowledged; False where the broker did not take it."""
+    async def commit(self, always: bool = False) -> bool:
+        """Commit what is acknowledged, if it is not yet or `always`; False where the broker did not take it."""
         async with self._commit_lock:
             epoch = self._epoch
-            due = {tp: n for tp, n in self._next.items() if n > self._committed.get(tp, -1)}
+            due = {tp: n for tp, n in self._next.items() if always or n > self._committed.get(tp, -1)}
             if not due:
                 return True
             try:

@@ -17,6 +17,7 @@ from aiokafka.errors import CommitFailedError, IllegalStateError
 from prometheus_client import CollectorRegistry
 
 from fraudlib import manifest, worker
+from fraudlib.batch import Batch
 from fraudlib.delivery import Deduplicator
 from fraudlib.errors import BundleError
 from fraudlib.journal import Journal
@@ -424,6 +425,30 @@ def test_alerts_are_those_of_the_scores_through_deaths_and_new_bundles(seed: int
         flagged = [(s["src_offset"], s["bundle_id"]) for s in scores if s["is_flagged"]]
         alerts = [(a["src_offset"], a["bundle_id"]) for a in read_once(log, "alerts", tp.partition)]
         assert alerts == flagged
+
+
+@pytest.mark.parametrize("is_owner", [True, False])
+def test_a_worker_that_was_paused_asks_before_it_publishes(is_owner: bool) -> None:
+    """What it had in hand is void where the group went on without it, and published where it did not."""
+
+    async def scenario() -> Log:
+        log = Log(1, 0, random.Random(1))
+        log.rng.random = lambda: 1.0  # type: ignore[method-assign]
+        stages, consumer, tasks = await one_worker(log, asyncio.Event())
+        await move(log, None, (stages, consumer), warn=True)
+        await asyncio.sleep(0.05)
+        (tp,) = log.input
+        log.owner[tp] = consumer if is_owner else None
+        batch = Batch(stages._epoch, scorer=FareScorer(), taken_at=0.0)
+        batch.take(tp, [message(0, TRIP, partition=0)])
+        batch.outputs = process(batch.messages, FareScorer())
+        await stages._scored.put(batch)
+        await asyncio.sleep(0.1)
+        for task in tasks:
+            task.cancel()
+        return log
+
+    assert bool(asyncio.run(scenario()).topics) is is_owner
 
 
 def test_rulings_bind_what_has_outputs_and_nothing_else() -> None:
