@@ -92,7 +92,7 @@ def process(messages: Sequence[Message], scorer: Scorer) -> Outputs:
     out = Outputs()
     decoded = decode([m.value for m in messages])
     for row, why in decoded.rejected.items():
-        _dead_letter(out, messages[row], "SchemaError", why)
+        dead_letter(out, messages[row], "SchemaError", why)
     if decoded.rows:
         _score(out, messages, decoded, scorer, 0, len(decoded.rows))
     return out
@@ -112,7 +112,7 @@ def _score(out: Outputs, messages: Sequence[Message], decoded: Decoded, scorer: 
             _score(out, messages, decoded, scorer, middle, stop)
             return
         _check_model(scorer, err)
-        _dead_letter(out, messages[decoded.rows[start]], "ScoreError", f"the model failed on it: {type(err).__name__}")
+        dead_letter(out, messages[decoded.rows[start]], "ScoreError", f"the model failed on it: {type(err).__name__}")
         return
     _encode(out, messages, decoded, scorer, scores, start)
 
@@ -149,7 +149,7 @@ def _encode(
         _add_scores(out, [m.partition for m in taken], list(zip(keys, values, repeat([]))))
         return
     for i in np.flatnonzero(~finite).tolist():
-        _dead_letter(out, taken[i], "ScoreError", "the model gave it no finite score")
+        dead_letter(out, taken[i], "ScoreError", "the model gave it no finite score")
     good = np.flatnonzero(finite).tolist()
     _add_scores(out, [taken[i].partition for i in good], [(keys[i], values[i], []) for i in good])
 
@@ -210,7 +210,8 @@ def _id_of(message: Message) -> str:
     return f"{message.partition}-{message.offset}"
 
 
-def _dead_letter(out: Outputs, message: Message, error: str, why: str) -> None:
+def dead_letter(out: Outputs, message: Message, error: str, why: str) -> None:
+    """Add a message to the dead letters: its key and bytes, and in the headers what is wrong and where it was."""
     headers = {
         "error": error,
         "reason": why,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from fraudlib.journal import Journal, Ranges, Suspect
-from fraudlib.outputs import Message, Outputs, Scorer, _dead_letter, process
+from fraudlib.outputs import Message, Outputs, Scorer, dead_letter, process
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class Quarantine:
             if suspect and len(suspect) == 1:
                 self._judge(piece[0], suspect, scorer.bundle_id)
             if piece[0].offset in journal.convicted.get(piece[0].partition, ()):
-                _dead_letter(out, piece[0], "CrashLoop", f"the process died {DEATHS} times while it was scored")
+                dead_letter(out, piece[0], "CrashLoop", f"the process died {DEATHS} times while it was scored")
                 continue
             with journal.under_way(_ranges(piece)):
                 _join(out, process(piece, scorer))
