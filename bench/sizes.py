@@ -23,7 +23,7 @@ from fraudlib import fraud as frauds
 from fraudlib import trial as trials
 from fraudlib.errors import FraudError
 from fraudlib.manifest import write_atomic
-from fraudlib.model import PREDICTED, ModelConfig
+from fraudlib.model import READINGS, ModelConfig
 from fraudlib.trips import to_columns
 
 Columns = Mapping[str, NDArray[np.generic]]
@@ -63,7 +63,7 @@ def one_size(
     model, _ = training.fit(data["train"], data["valid"], usual, sizes(width), config, progress=False)
     seconds = time.perf_counter() - start
     raw = scoring.raw_scores(model, features.build(data["valid"], usual))
-    fitted = calibration.fit(raw.logit, raw.surprise, PREDICTED)
+    fitted = calibration.fit(raw.logit, raw.surprise, READINGS)
     threshold = evaluation.choose_threshold(fitted.score(raw.logit, raw.surprise), 0.01)
     scorer = scoring.Scorer(f"width {width}", model, usual, fitted, threshold)
     honest, x = scorer.score(data["test"]).anomaly_score, features.build(data["test"], usual)

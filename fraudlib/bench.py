@@ -198,7 +198,7 @@ def measure(folder: Path, device: str, sizes: Sequence[int] = SIZES) -> dict[str
 
 def _graph_difference(graph: Graph, scorer: Scorer, x: NDArray[np.float32]) -> float:
     logit, plain = graph(x)[0], raw_scores(scorer.model, x, scorer.device)
-    return float(np.abs(logit[:, 0] - plain.logit).max())
+    return float(np.abs(logit[:, : plain.logit.shape[1]] - plain.logit).max())
 
 
 def agreement(folder: Path, device: str, rows: int = 20_000) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -36,6 +37,12 @@ class Rarity:
         over = np.log1p(np.maximum(raw - self.knots[-1], 0.0))
         below = np.minimum(raw - self.knots[0], 0.0)
         return np.asarray(inside + self.slope * over + 1e-3 * np.tanh(below / 10), dtype=np.float64)
+
+    def raw_at(self, rarity: float) -> float:
+        """A raw value below which no rarity reaches this one."""
+        if rarity <= self.levels[-1]:
+            return float(self.knots[np.searchsorted(self.levels, rarity) - 1]) if rarity > self.levels[0] else -np.inf
+        return float(self.knots[-1] + np.expm1((rarity - self.levels[-1]) / self.slope))
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -82,60 +89,72 @@ def fit_rarity(raw: Array) -> Rarity:
     return Rarity(knots, levels, float(np.clip(1 / (mean * np.log(10)), 0.05, 5.0)))
 
 
+# A trip counts by its likeness to known fraud first. The second logit, of anything changed, and a single reading's
+# surprise speak up where they are this much rarer: each of them is a chance more for an honest trip to be flagged.
+ANYTHING: Final = 0.2
+BACKSTOP: Final = 2.2  # some reading of eighteen is always a little odd
+CAP: Final = 2.4  # they flag, but do not push aside what looks like known fraud
+
+
 @dataclass(frozen=True)
 class Calibration:
-    """Rarity of each field's surprise and of the head's logit.
+    """Rarity of each reading's surprise and of the head's logits.
 
     Attributes
     ----------
-    fields : predicted field -> rarity of its surprise.
-    head : rarity of the logit.
-    backstop : what a field's rarity must exceed the head's by before it counts instead of it.
+    readings : name of a reading -> rarity of its surprise.
+    known, anything : rarity of the logits of a known fraud, and of anything changed.
     """
 
-    fields: dict[str, Rarity]
-    head: Rarity
-    backstop: float
+    readings: dict[str, Rarity]
+    known: Rarity
+    anything: Rarity
+
+    @cached_property
+    def _backstop_at(self) -> Array:
+        """Surprise of each reading beyond which the backstop speaks up, (R,)."""
+        return np.array([rarity.raw_at(BACKSTOP) for rarity in self.readings.values()])
 
     def rarities(self, surprise: Array) -> Array:
-        """Rarity of each field's surprise; (n, P) to (n, P)."""
-        columns = [rarity(surprise[:, i]) for i, rarity in enumerate(self.fields.values())]
+        """Rarity of each reading's surprise; (n, R) to (n, R)."""
+        columns = [rarity(surprise[:, i]) for i, rarity in enumerate(self.readings.values())]
         return np.stack(columns, axis=1)
 
+    def by_head(self, logit: Array) -> Array:
+        """Rarity of the head's logits (n, 2): of the first, or of the second where that is far beyond it; (n,)."""
+        return np.maximum(self.known(logit[:, 0]), np.minimum(self.anything(logit[:, 1]) - ANYTHING, CAP))
+
     def score(self, logit: Array, surprise: Array) -> Array:
-        """Anomaly score, (n,): the head's rarity, or the most surprising field's where that is far beyond it."""
-        score = self.head(logit)
-        for i, rarity in enumerate(self.fields.values()):
-            score = np.maximum(score, np.minimum(rarity(surprise[:, i]) - self.backstop, BACKSTOP_CAP))
+        """Anomaly score, (n,): the head's rarity, or the most surprising reading's where that is far beyond it."""
+        score = self.by_head(logit)
+        odd = np.flatnonzero((surprise > self._backstop_at).any(axis=1))
+        if len(odd):
+            most = self.rarities(surprise[odd]).max(axis=1)
+            score[odd] = np.maximum(score[odd], np.minimum(most - BACKSTOP, CAP))
         return score
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready."""
-        fields = {name: rarity.to_json() for name, rarity in self.fields.items()}
-        return {"fields": fields, "head": self.head.to_json(), "backstop": self.backstop}
+        readings = {name: rarity.to_json() for name, rarity in self.readings.items()}
+        return {"readings": readings, "known": self.known.to_json(), "anything": self.anything.to_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Calibration":
         """Inverse of `to_json`; SchemaError where a part is missing."""
         try:
-            fields = {name: Rarity.from_json(part) for name, part in data["fields"].items()}
-            return cls(fields, Rarity.from_json(data["head"]), float(data["backstop"]))
+            readings = {name: Rarity.from_json(part) for name, part in data["readings"].items()}
+            return cls(readings, Rarity.from_json(data["known"]), Rarity.from_json(data["anything"]))
         except (KeyError, TypeError, AttributeError, ValueError) as err:
-            raise SchemaError(f"calibration: expected fields, head and backstop, found {err!r}") from err
+            raise SchemaError(f"calibration: expected readings, known and anything, found {err!r}") from err
 
 
-# A trip is flagged by one field alone where that field is this much rarer than the budget asks of the head: some field
-# of a dozen is always a little odd.
-BACKSTOP: Final = 2.2
-BACKSTOP_CAP: Final = 2.5  # it flags, but does not push aside what the head is sure of
-
-
-def fit(logit: Array, surprise: Array, fields: tuple[str, ...], backstop: float = BACKSTOP) -> Calibration:
+def fit(logit: Array, surprise: Array, readings: tuple[str, ...]) -> Calibration:
     """Calibration from honest validation trips.
 
     Parameters
     ----------
-    logit : array of shape (n,), float64. surprise : array of shape (n, P), float64.
-    fields : names of the P predicted fields.
+    logit : array of shape (n, 2), float64. surprise : array of shape (n, R), float64.
+    readings : names of the R readings.
     """
-    return Calibration({f: fit_rarity(surprise[:, i]) for i, f in enumerate(fields)}, fit_rarity(logit), backstop)
+    fitted = {name: fit_rarity(surprise[:, i]) for i, name in enumerate(readings)}
+    return Calibration(fitted, fit_rarity(logit[:, 0]), fit_rarity(logit[:, 1]))

@@ -60,12 +60,12 @@ FEATURES: Final[tuple[Feature, ...]] = (
     # targets first: feature i is what the model predicts for AMOUNT_FIELDS[i]
     _f("distance_log", _D),
     _f("duration_log", _T),
-    _f("fare_log", _F),
-    _f("extra_log", "extra"),
-    _f("mta_tax_usd", "mta_tax"),
+    _f("fare_miles_log", _F),
+    _f("extra_over_due_log", "extra", _P, "congestion_surcharge"),
+    _f("mta_tax_over_due_usd", "mta_tax", _P, "vendor_id"),
     _f("tip_log", "tip_amount"),
     _f("tolls_log", "tolls_amount"),
-    _f("improvement_usd", "improvement_surcharge"),
+    _f("improvement_over_due_usd", "improvement_surcharge", _P),
     _f("congestion_usd", "congestion_surcharge"),
     _f("total_residual_log", "total_amount", *_ALL_PARTS),
     # distance and duration against what is usual
@@ -94,9 +94,7 @@ FEATURES: Final[tuple[Feature, ...]] = (
     _f("fare_is_flat", _F),
     _f("fare_pair_ratio", _F, _Z),
     # surcharges
-    _f("extra_expected", _P),
-    _f("extra_over_expected", "extra", _P, "congestion_surcharge"),
-    _f("improvement_off_tariff", "improvement_surcharge", _P),
+    _f("extra_none", "extra"),
     _f("congestion_off_pair", "congestion_surcharge", _Z),
     # tips
     _f("tip_share_log", "tip_amount", _F),
@@ -125,7 +123,6 @@ FEATURES: Final[tuple[Feature, ...]] = (
     _f("weekend", _P),
     _f("peak_hours", _P),
     _f("night_hours", _P),
-    _f("tariff_2022", _P),
     _f("pair_distance_log", _Z),
     _f("pair_duration_log", _Z),
     _f("pair_count_log", _Z),
@@ -231,6 +228,11 @@ def clock(pickup: NDArray[np.datetime64], statistics: Statistics) -> Clock:
     return Clock(tariff.tariff_index(pickup, statistics.default_tariff), hour, weekend, peak, night, known)
 
 
+def usd_per_mile(columns: Columns, statistics: Statistics) -> Array:
+    """The meter's rate in force at each trip, (n,), USD: the unit of the fare among the features."""
+    return tariff.rate("per_mile", clock(_times(columns, "pickup_datetime", row_count(columns)), statistics).index)
+
+
 def build(columns: Columns, statistics: Statistics) -> NDArray[np.float32]:
     """Features of every row.
 
@@ -306,30 +308,27 @@ def _flag(condition: NDArray[np.bool_], *needs: Array) -> Array:
 
 def _meter(distance: Array, duration: Array, fare: Array, pair: Mapping[str, Array], when: Clock) -> dict[str, Array]:
     base, per_mile, per_minute = (tariff.rate(f, when.index) for f in ("base", "per_mile", "per_minute"))
-    miles = np.clip(distance, 0.0, 500.0)
-    low = base + per_mile * miles
+    # In miles of the meter's own rate a fare reads the same before and after the tariff changes.
+    fare_miles, minute = (fare - base) / per_mile, per_minute / per_mile
+    low = np.clip(distance, 0.0, 500.0)
     minutes = np.where(duration > 20 * 60, np.nan, np.clip(duration, 0.0, 20 * 60.0))
-    high = low + per_minute * minutes
-    unit = per_mile / 5
-    steps = (fare - base) / unit
-    whole = np.round(fare) == fare
+    high = low + minute * minutes
+    steps = fare_miles * 5
     return {
-        "fare_log": signed_log(fare),
+        "fare_miles_log": signed_log(fare_miles),
         "meter_low_log": np.log1p(low),
         "meter_high_log": np.log1p(high),
-        "fare_over_low": signed_log(fare - low),
-        "fare_over_high": signed_log(np.maximum(fare - high - 1.0, 0.0)),
-        "fare_envelope_position": np.clip((fare - low) / (per_minute * np.maximum(minutes, 1.0)), -2.0, 4.0),
-        "fare_per_low_log": signed_log(fare) - np.log1p(low),
-        "fare_double_meter": np.clip(
-            (fare - base - 2 * per_mile * miles) / (per_minute * minutes + per_mile), -4.0, 4.0
-        ),
+        "fare_over_low": signed_log(fare_miles - low),
+        "fare_over_high": signed_log(np.maximum(fare_miles - high - 0.4, 0.0)),
+        "fare_envelope_position": np.clip((fare_miles - low) / (minute * np.maximum(minutes, 1.0)), -2.0, 4.0),
+        "fare_per_low_log": signed_log(fare_miles) - np.log1p(low),
+        "fare_double_meter": np.clip((fare_miles - 2 * low) / (minute * minutes + 1.0), -4.0, 4.0),
         "fare_on_unit_grid": _flag(np.abs(steps - np.round(steps)) < 0.02, fare),
-        "fare_whole_dollar": _flag(whole, fare),
+        "fare_whole_dollar": _flag(np.round(fare) == fare, fare),
         "fare_is_minimum": _flag(np.abs(fare - base) < 0.005, fare),
         "fare_is_flat": _flag(np.abs(fare - tariff.rate("jfk_flat", when.index)) < 0.005, fare),
-        "fare_pair_ratio": signed_log(fare)
-        - np.log1p(base + per_mile * np.exp(pair["distance_log"]) + 0.35 * per_minute * np.exp(pair["duration_log"])),
+        "fare_pair_ratio": signed_log(fare_miles)
+        - np.log1p(np.exp(pair["distance_log"]) + 0.35 * minute * np.exp(pair["duration_log"])),
     }
 
 
@@ -346,12 +345,17 @@ def _charges(
         number("congestion_surcharge"),
         number("total_amount"),
     )
-    expected = np.where(when.peak > 0, tariff.rate("peak", when.index), 0.0)
-    expected = np.where(when.night > 0, tariff.rate("night", when.index), expected)
-    expected = np.where(when.known, expected, np.nan)
+    per_mile = tariff.rate("per_mile", when.index)
+    due = np.where(when.peak > 0, tariff.rate("peak", when.index), 0.0)
+    due = np.where(when.night > 0, tariff.rate("night", when.index), due)
     first = vendor == 1
     # Vendor 1 repeats the congestion surcharge inside `extra`, and from 2023 the improvement one inside `mta_tax`.
     own_extra = np.where(first, extra - np.nan_to_num(congestion), extra)
+    # Without the time whatever could be due is taken to be.
+    due = np.where(when.known, due, np.clip(own_extra, 0.0, tariff.rate("peak", when.index)))
+    improvement_due = tariff.rate("improvement", when.index)
+    folded = first & (when.index == len(tariff.TARIFFS) - 1)
+    mta_due = tariff.rate("mta_tax", when.index) + np.where(folded, improvement_due, 0.0)
     others = fare + extra + np.nan_to_num(mta) + np.nan_to_num(tip) + np.nan_to_num(tolls) + np.nan_to_num(improvement)
     residual = total - others - np.where(first, 0.0, np.nan_to_num(congestion))
     residual = residual + np.where(first & (mta > 1.0), improvement, 0.0)
@@ -361,10 +365,9 @@ def _charges(
     preset = np.min([np.abs(share - p) for p in TIP_PRESETS], axis=0) < 0.004
     toll_known = np.min([np.abs(tolls - v) for v in TOLL_VALUES], axis=0) < 0.005
     return {
-        "extra_log": signed_log(extra),
-        "extra_expected": expected,
-        "extra_over_expected": own_extra - expected,
-        "mta_tax_usd": np.clip(mta, -5.0, 20.0),
+        "extra_over_due_log": signed_log(own_extra - due),
+        "extra_none": _flag(extra == 0, extra),
+        "mta_tax_over_due_usd": np.clip(mta - mta_due, -5.0, 20.0),
         "tip_log": signed_log(tip),
         "tip_share_log": signed_log(np.clip(tip / np.maximum(np.abs(fare), 1.0), -1.0, 50.0)),
         "tip_share_of_total": signed_log(share),
@@ -376,15 +379,14 @@ def _charges(
         "toll_off_pair": signed_log(tolls) - pair["toll_log"],
         "toll_known_value": _flag(toll_known, tolls),
         "toll_none": _flag(tolls == 0, tolls),
-        "improvement_usd": np.clip(improvement, -5.0, 20.0),
-        "improvement_off_tariff": np.clip(improvement - tariff.rate("improvement", when.index), -5.0, 20.0),
+        "improvement_over_due_usd": np.clip(improvement - improvement_due, -5.0, 20.0),
         "congestion_usd": np.clip(congestion, -5.0, 20.0),
         "congestion_off_pair": np.clip(congestion, -5.0, 20.0) - 2.75 * pair["congestion_share"],
         "total_residual_log": signed_log(residual),
         "total_exact": _flag(np.abs(residual) < 0.011, total),
-        "total_log": signed_log(total),
-        "total_per_mile_log": signed_log(total) - np.log1p(3.5 * np.clip(distance, 0.0, 500.0)),
-        "total_pair_ratio": signed_log(total) - np.log1p(5 + 4 * np.exp(pair["distance_log"])),
+        "total_log": signed_log(total / per_mile),
+        "total_per_mile_log": signed_log(total / per_mile) - np.log1p(np.clip(distance, 0.0, 500.0)),
+        "total_pair_ratio": signed_log(total / per_mile) - np.log1p(2.0 + 1.6 * np.exp(pair["distance_log"])),
     }
 
 
@@ -407,7 +409,6 @@ def _context(number: Number, when: Clock, pair: Mapping[str, Array], vendor: Arr
         "weekend": when.weekend,
         "peak_hours": when.peak,
         "night_hours": when.night,
-        "tariff_2022": _flag(when.index == len(tariff.TARIFFS) - 1, when.hour),
         "pair_distance_log": pair["distance_log"],
         "pair_duration_log": pair["duration_log"],
         "pair_count_log": pair["count_log"],

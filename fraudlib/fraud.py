@@ -507,22 +507,50 @@ def plant(columns: Columns, share: float, seed: int, kinds: Sequence[str] = LIST
     return Planted(out, kind != "", kind, changed_fields(columns, out))
 
 
-def corrupt(columns: Columns, share: float, seed: int) -> Planted:
-    """Generic corruption, in equal parts: a few random fields of a trip scaled, padded or swapped with another trip's;
-    several fields at once from one other trip; a code set at random together with a corrupted amount.
+# Corruption says nothing about how fraud is done. Its shapes are mixed so that no field, size or direction is left out:
+# a few fields each on its own, several fields from one other trip, a code together with an amount.
+_CORRUPTION_SHARES: Final = (0.45, 0.35, 0.2)
+_RE_ADDED: Final = 0.7  # of corrupted trips have a total that follows its parts
+_EXTREME: Final = (
+    0.35  # of new amounts are far out: a head sees few of them among honest trips, and must not excuse them
+)
+_FROM_RARE: Final = (
+    0.5  # of donors are trips out of the ordinary, or nearly all would bring the usual codes and no toll
+)
+# How often a field is corrupted, relative to the others: amounts that carry money most.
+_CORRUPTED: Final = {
+    "trip_distance": 1.5,
+    "duration_minutes": 1.0,
+    "fare_amount": 2.0,
+    "extra": 1.0,
+    "mta_tax": 0.6,
+    "tip_amount": 2.0,
+    "tolls_amount": 1.5,
+    "improvement_surcharge": 0.7,
+    "congestion_surcharge": 0.7,
+    "rate_code_id": 0.5,
+    "payment_type": 0.5,
+    "dropoff_location_id": 1.0,
+    "total_amount": 1.0,
+}
 
-    Half of the time the total is added up again. What nobody listed looks a little like this, so a head that is taught
-    with it keeps an eye open for the unknown. Arguments as for `plant`; every corrupted row has `kind` "corrupted".
+
+def corrupt(columns: Columns, share: float, seed: int) -> Planted:
+    """Generic corruption: random fields scaled, padded, emptied or swapped, alone or several from one other trip.
+
+    What nobody listed looks a little like this, so a head that is taught with it keeps an eye open for the unknown.
+    Arguments as for `plant`; every corrupted row has `kind` "corrupted".
+
+    Source: Hendrycks, Mazeika and Dietterich, Deep Anomaly Detection with Outlier Exposure, ICLR 2019.
     """
     rng = np.random.default_rng(seed)
     n = _size(columns)
     chosen = np.sort(rng.choice(n, max(1, round(n * share)), replace=False))
     part = take(columns, chosen)
     m = len(chosen)
-    donor = rng.permutation(m)
-    mode = rng.integers(0, 3, m)
-    picks = _picks(mode, rng)
-    readd = rng.random(m) < 0.5
+    mode = rng.choice(3, m, p=_CORRUPTION_SHARES)
+    picks, donor = _picks(mode, rng), _donors(part, rng)
+    re_added = rng.random(m) < _RE_ADDED
     before = {field: _field(part, field).copy() for field in _CORRUPTED}
     total = before["total_amount"].copy()
     for j, field in enumerate(_CORRUPTED):
@@ -536,7 +564,7 @@ def corrupt(columns: Columns, share: float, seed: int) -> Planted:
         else:
             part[field] = value
         if field in _ADDED:
-            total = np.where(readd, total + np.nan_to_num(value - old), total)
+            total = np.where(re_added, total + np.nan_to_num(value - old), total)
     part["total_amount"] = _cents(total)
     out = {name: values.copy() for name, values in columns.items()}
     for column, values in part.items():
@@ -547,19 +575,28 @@ def corrupt(columns: Columns, share: float, seed: int) -> Planted:
 
 
 def _picks(mode: NDArray[np.int64], rng: Rng) -> Bools:
-    """Which fields of which row are corrupted, (m, fields): one to three, two to six, or a code and one or two more."""
-    m, k = len(mode), len(_CORRUPTED)
-    few, many = rng.choice([1, 2, 3], m, p=[0.5, 0.35, 0.15]), rng.integers(2, 7, m)
-    count = np.select([mode == 0, mode == 1], [few, many], rng.choice([1, 2], m))
-    picks = rng.random((m, k)).argsort(axis=1).argsort(axis=1) < count[:, None]
-    code = np.where(rng.random(m) < 0.75, _CORRUPTED.index("rate_code_id"), _CORRUPTED.index("payment_type"))
+    """Which fields of which row are corrupted, (m, fields): one to three, two to six, or a code and perhaps others."""
+    m, fields = len(mode), list(_CORRUPTED)
+    few, many = rng.choice([1, 2, 3], m, p=[0.6, 0.3, 0.1]), rng.integers(2, 7, m)
+    count = np.select([mode == 0, mode == 1], [few, many], rng.choice([0, 1], m))
+    # The earliest of exponential arrivals are a draw by weight without replacement (Efraimidis and Spirakis, 2006).
+    arrival = rng.exponential(size=(m, len(fields))) / np.array(list(_CORRUPTED.values()))
+    picks = arrival.argsort(axis=1).argsort(axis=1) < count[:, None]
+    code = np.where(rng.random(m) < 0.75, fields.index("rate_code_id"), fields.index("payment_type"))
     coded = np.flatnonzero(mode == 2)
     picks[coded, code[coded]] = True
-    picks[coded, _CORRUPTED.index("fare_amount")] |= rng.random(len(coded)) < 0.6
+    picks[coded, fields.index("fare_amount")] |= rng.random(len(coded)) < 0.6
     return np.asarray(picks)
 
 
-_CORRUPTED: Final = (*AMOUNT_FIELDS[:-1], "rate_code_id", "payment_type", "dropoff_location_id", "total_amount")
+def _donors(rows: Columns, rng: Rng) -> NDArray[np.intp]:
+    """Another trip for each, (m,): half of them with an unusual rate code, a toll or no miles."""
+    m = _size(rows)
+    donor = rng.permutation(m)
+    odd = _number(rows, "rate_code_id") > 1
+    odd |= (_number(rows, "tolls_amount") > 0) | (_number(rows, "trip_distance") == 0)
+    rare = np.flatnonzero(odd)
+    return np.where(rng.random(m) < _FROM_RARE, rng.choice(rare, m), donor) if len(rare) else donor
 
 
 def _field(rows: Columns, field: str) -> Array:
@@ -568,18 +605,49 @@ def _field(rows: Columns, field: str) -> Array:
 
 def _corrupt_value(field: str, value: Array, rng: Rng) -> Array:
     n = len(value)
+    there = np.flatnonzero(value > 0)
     swapped = value[rng.permutation(n)]
+    if len(there):
+        swapped = np.where(rng.random(n) < _FROM_RARE, value[rng.choice(there, n)], swapped)
     if field in ("rate_code_id", "payment_type", "dropoff_location_id"):
         codes = {"rate_code_id": [1.0, 2, 3, 4, 5], "payment_type": [1.0, 2, 3, 4]}.get(field)
         return swapped if codes is None else np.where(rng.random(n) < 0.5, rng.choice(codes, n), swapped)
-    factor = _loguniform(rng, 1.25, 12, n)
-    scaled = np.where(rng.random(n) < 0.75, value * factor, value / factor)
-    padded = value + np.where(rng.random(n) < 0.5, np.round(_loguniform(rng, 1, 60, n)), _loguniform(rng, 0.5, 60, n))
-    op = rng.integers(0, 3, n)
-    new = np.where((op == 0) & (np.abs(value) > 0.01), scaled, np.where(op == 1, swapped, padded))
+    factor, pad = _sizes(rng, n, (1.25, 5), (3, 100)), _added_usd(rng, n)
+    scaled = np.where(rng.random(n) < 0.8, value * factor, value / factor)
+    way = rng.choice(4, n, p=[0.35, 0.25, 0.35, 0.05])
+    new = np.select(
+        [(way == 0) & (np.abs(value) > 0.01), way == 1, way == 3], [scaled, swapped, 0 * value], value + pad
+    )
     # Too small a change is no corruption that anybody could see.
     small = np.abs(new - value) < np.maximum(0.15 * np.abs(value), 0.25)
     return _cents(np.where(small, value * 1.5 + 2.0, new))
+
+
+def _sizes(rng: Rng, n: int, usual: tuple[float, float], extreme: tuple[float, float]) -> Array:
+    return np.where(rng.random(n) < _EXTREME, _loguniform(rng, *extreme, n), _loguniform(rng, *usual, n))
+
+
+def _added_usd(rng: Rng, n: int) -> Array:
+    """Amounts to add, (n,), USD: half of them whole dollars."""
+    amount = _sizes(rng, n, (0.5, 30), (10, 500))
+    return np.where(rng.random(n) < 0.5, np.ceil(amount), _cents(amount))
+
+
+def worsen(columns: Columns, seed: int) -> Rows:
+    """Every trip with one amount made worse for who pays: fare, tip, tolls, extra (the total follows) or total alone.
+
+    Parameters
+    ----------
+    columns : trips, shape (n,) each; not changed.
+    """
+    rng = np.random.default_rng(seed)
+    n = _size(columns)
+    out = {name: values.copy() for name, values in columns.items()}
+    amount, which = np.maximum(_added_usd(rng, n), 1.0), rng.integers(0, 5, n)
+    for i, name in enumerate(("fare_amount", "tip_amount", "tolls_amount", "extra")):
+        _add(out, name, np.where(which == i, amount, 0.0))
+    out["total_amount"] = _cents(_number(out, "total_amount") + np.where(which == 4, amount, 0.0))
+    return out
 
 
 def changed_fields(before: Columns, after: Columns) -> dict[str, Bools]:

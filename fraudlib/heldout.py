@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from fraudlib import calibration, features, fraud, manifest, scoring, training
 from fraudlib.errors import DataError
 from fraudlib.evaluation import Array, Columns, Interval, Ranking, wilson
-from fraudlib.model import PREDICTED, FraudModel
+from fraudlib.model import READINGS, FraudModel
 from fraudlib.statistics import Statistics
 from fraudlib.trial import Trial
 
@@ -129,7 +129,7 @@ def measure(
     for family, model in models.items():
         mine = np.flatnonzero(np.isin(planted.kind, [k for k in training.TAUGHT if fraud.KINDS[k].family == family]))
         raw = scoring.raw_scores(model, features.build(valid, scorer.statistics))
-        fitted = calibration.fit(raw.logit, raw.surprise, PREDICTED)
+        fitted = calibration.fit(raw.logit, raw.surprise, READINGS)
         blind = scoring.Scorer(family, model, scorer.statistics, fitted, np.inf)
         honest, found = (blind.score(part).anomaly_score for part in (test, features.take(planted.columns, mine)))
         flags, known = flagged_at(honest, found), flagged_at(honest_score, fraud_score[mine])

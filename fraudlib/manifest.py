@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fraudlib.errors import BundleError
 from fraudlib.paths import CURRENT, HISTORY, MANIFEST
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 MAX_FILE_BYTES: Final = 200 * 1024 * 1024
 
 

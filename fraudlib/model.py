@@ -1,8 +1,8 @@
 """The masked autoencoder of honest trips, and the head that weighs its surprises.
 
-The autoencoder hides one field at a time and predicts it from the rest, with a spread of its own; how far the observed
-value lies outside is the field's surprise. A small head, taught with planted fraud, weighs surprises, signed residuals
-and features into one anomaly score.
+The autoencoder looks at a trip in several views: each hides some fields and predicts them from the rest, with a spread
+of their own; how far an observed value lies outside is its surprise in that view. A small head, taught with planted
+fraud and with corruption, weighs surprises, signed residuals and features.
 """
 
 from dataclasses import asdict, dataclass
@@ -19,6 +19,49 @@ from fraudlib.features import AMOUNT_FIELDS, CODE_FIELDS, FEATURE_NAMES, FIELDS,
 N_AMOUNTS = len(AMOUNT_FIELDS)
 PREDICTED = (*AMOUNT_FIELDS, *CODE_FIELDS)
 N_FEATURES = len(FEATURE_NAMES)
+
+
+@dataclass(frozen=True)
+class View:
+    """One look at a trip: the fields that it hides, and those of them whose prediction is read."""
+
+    name: str
+    hidden: tuple[str, ...]
+    read: tuple[str, ...]
+
+
+_CODES = ("rate_code_id", "payment_type")
+_SURCHARGES = ("extra", "mta_tax", "improvement_surcharge", "congestion_surcharge")
+_EXTRAS = ("tip_amount", "tolls_amount", "total_amount")
+# Fields that fraud changes together are also hidden together: an odd rate code would explain away the fare that came
+# with it, and a fare the miles that it was made up for.
+VIEWS = (
+    View("alone", ("trip_distance",), ("trip_distance",)),
+    View("alone", ("duration_minutes",), ("duration_minutes",)),
+    View("alone", ("fare_amount",), ("fare_amount",)),
+    View("bill", ("fare_amount", *_CODES), ("fare_amount", *_CODES)),
+    View(
+        "trip",
+        ("trip_distance", "duration_minutes", "fare_amount", "rate_code_id"),
+        ("trip_distance", "duration_minutes", "fare_amount"),
+    ),
+    View("surcharges", _SURCHARGES, _SURCHARGES),
+    View("extras", _EXTRAS, _EXTRAS),
+    View("codes", _CODES, _CODES),
+)
+# A reading is one field's prediction in one view: (position of the view, field).
+_READ = tuple((v, field) for v, view in enumerate(VIEWS) for field in view.read)
+READINGS = tuple(f"{field}/{VIEWS[v].name}" for v, field in _READ)
+READING_FIELDS = tuple(PREDICTED.index(field) for _, field in _READ)
+AMOUNT_READINGS = tuple(r for r, (_, field) in enumerate(_READ) if field in AMOUNT_FIELDS)
+CODE_READINGS = tuple(r for r, (_, field) in enumerate(_READ) if field in CODE_FIELDS)
+# Outputs of a view: location and log spread of each amount, then the classes of each code.
+_CODE_AT = {
+    name: 2 * N_AMOUNTS + sum(len(CODE_FIELDS[other]) + 1 for other in list(CODE_FIELDS)[:i])
+    for i, name in enumerate(CODE_FIELDS)
+}
+_N_OUT = 2 * N_AMOUNTS + sum(len(codes) + 1 for codes in CODE_FIELDS.values())
+N_LOGITS = 2  # of a fraud like those that were taught, and of anything changed
 # The feature whose absence says that the field is missing.
 _INDICATOR = {
     **dict(zip(AMOUNT_FIELDS, FEATURE_NAMES, strict=False)),
@@ -41,9 +84,9 @@ CLIP = 12.0  # standardised features; beyond it a value is simply extreme
 class ModelConfig:
     """Sizes of the network: widths in units."""
 
-    width: int = 64
-    latent_dim: int = 32
-    head_width: int = 96
+    width: int = 48
+    latent_dim: int = 24
+    head_width: int = 128
     head_depth: int = 2
 
 
@@ -58,6 +101,7 @@ class MaskedAutoencoder(nn.Module):
     mean: Tensor
     scale: Tensor
     hidden_by: Tensor
+    view_hides: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -65,8 +109,12 @@ class MaskedAutoencoder(nn.Module):
         self.register_buffer("scale", torch.ones(N_FEATURES))
         hidden_by = torch.from_numpy(np.stack([hides(field) for field in FIELDS])).float()
         self.register_buffer("hidden_by", hidden_by, persistent=False)  # (fields, F)
-        self._indicator = [FEATURE_NAMES.index(_INDICATOR[field]) for field in FIELDS]
-        self._index = [torch.nonzero(row).flatten() for row in hidden_by]
+        self.indicator = [FEATURE_NAMES.index(_INDICATOR[field]) for field in FIELDS]
+        hide = torch.zeros(len(VIEWS), len(FIELDS))
+        for v, view in enumerate(VIEWS):
+            hide[v, [FIELDS.index(field) for field in view.hidden]] = 1.0
+        self.register_buffer("view_hides", hide, persistent=False)  # (views, fields)
+        self._side_by_side: SideBySide | None = None
         self.inputs = nn.Linear(N_FEATURES + len(FIELDS), config.width)
         self.encoder = nn.Linear(config.width, config.latent_dim)
         self.decoder = nn.Linear(config.latent_dim, config.width)
@@ -79,7 +127,7 @@ class MaskedAutoencoder(nn.Module):
             raise ShapeError(f"features: expected (n, {N_FEATURES}), found {tuple(features.shape)}")
         x = ((features - self.mean) / self.scale).clamp(-CLIP, CLIP)
         missing = torch.isnan(x)
-        return torch.nan_to_num(x, nan=0.0), (~missing[:, self._indicator]).float()
+        return torch.nan_to_num(x, nan=0.0), (~missing[:, self.indicator]).float()
 
     def decode(self, hidden: Tensor) -> Tensor:
         """First layer's sums to the layer that the outputs read, (..., W) to (..., W)."""
@@ -90,49 +138,102 @@ class MaskedAutoencoder(nn.Module):
         visible = 1.0 - ((hide @ self.hidden_by) > 0).float()
         return self.decode(self.inputs(torch.cat([x * visible, observed * (1.0 - hide)], dim=1)))
 
-    def predict(self, last: Tensor, target: int) -> tuple[Tensor, Tensor]:
-        """Location and log spread of one amount field in standard deviations, (B,) each."""
-        weight, bias = self.amounts.weight[2 * target : 2 * target + 2], self.amounts.bias[2 * target : 2 * target + 2]
-        out = nn.functional.linear(last, weight, bias)
-        return out[:, 0], out[:, 1].clamp(MIN_LOG_SPREAD, MAX_LOG_SPREAD)
+    def train(self, mode: bool = True) -> "MaskedAutoencoder":
+        """Training mode or not; weights laid out for scoring are made anew."""
+        self._side_by_side = None
+        return super().train(mode)
 
+    def side_by_side(self) -> "SideBySide":
+        """Weights of all views laid out for one pass; kept while the model is not in training."""
+        kept = self._side_by_side
+        if kept is not None and kept.weight.device == self.mean.device:
+            return kept
+        visible = torch.cat([1.0 - ((self.view_hides @ self.hidden_by) > 0).float(), 1.0 - self.view_hides], dim=1)
+        weight = self.inputs.weight * visible[:, None]  # (V, W, F + fields)
+        outputs = [self.amounts, *(self.codes[name] for name in CODE_FIELDS)]
+        amounts = [_READ[r] for r in AMOUNT_READINGS]
+        device = self.mean.device
+        made = SideBySide(
+            weight.reshape(-1, visible.shape[1]).T.contiguous(),
+            self.inputs.bias.repeat(len(VIEWS)),
+            torch.cat([layer.get_parameter("weight") for layer in outputs]).T.contiguous(),
+            torch.cat([layer.get_parameter("bias") for layer in outputs]),
+            torch.tensor([v * _N_OUT + 2 * AMOUNT_FIELDS.index(field) for v, field in amounts], device=device),
+            torch.tensor([AMOUNT_FIELDS.index(field) for _, field in amounts], device=device),
+        )
+        if not self.training:
+            self._side_by_side = made
+        return made
+
+    @torch.no_grad()
     def surprises(self, features: Tensor) -> "Surprises":
-        """Hide each field in turn and compare: one pass each that shares the first layer.
+        """What each view makes of the fields that it hides: all views in one pass.
 
         Parameters
         ----------
         features : Tensor of shape (B, F), float32, NaN where missing.
         """
         x, observed = self.standardise(features)
-        first = self.inputs(torch.cat([x, observed], dim=1))  # (B, W)
-        weight = self.inputs.weight  # (W, F + fields)
-        surprise, residual, expected = [], [], []
-        for g, field in enumerate(PREDICTED):
-            columns = self._index[g]
-            hidden = x[:, columns] @ weight[:, columns].T + observed[:, g : g + 1] * weight[:, N_FEATURES + g]
-            last = self.decode(first - hidden)
-            if g < N_AMOUNTS:
-                location, log_spread = self.predict(last, g)
-                z = (x[:, g] - location) * torch.exp(-log_spread) * observed[:, g]
-                surprise.append(z.abs())
-                residual.append(z)
-                expected.append(location * self.scale[g] + self.mean[g])
-            else:
-                logp = torch.log_softmax(self.codes[field](last), dim=1)
-                code = self.code_class(features, field)
-                surprise.append(-logp.gather(1, code[:, None])[:, 0] * observed[:, g])
-                expected.append(logp[:, : len(CODE_FIELDS[field])].argmax(dim=1).float())
-        return Surprises(x, observed, torch.stack(surprise, 1), torch.stack(residual, 1), torch.stack(expected, 1))
+        w = self.side_by_side()
+        first = torch.addmm(w.bias, torch.cat([x, observed], dim=1), w.weight).relu_()
+        first = first.view(len(x) * len(VIEWS), self.encoder.in_features)
+        last = self.decoder(self.encoder(first).relu_()).relu_().add_(first)
+        out = torch.addmm(w.out_bias, last, w.out_weight).view(len(x), len(VIEWS) * _N_OUT)  # (B, V outputs)
+        location = out.index_select(1, w.location_at)
+        log_spread = out.index_select(1, w.location_at + 1).clamp_(MIN_LOG_SPREAD, MAX_LOG_SPREAD)
+        residual = x.index_select(1, w.target).sub_(location).mul_(log_spread.neg_().exp_())
+        residual = residual.mul_(observed.index_select(1, w.target))
+        surprise, expected = x.new_empty(len(x), len(READINGS)), x.new_empty(len(x), len(READINGS))
+        surprise[:, AMOUNT_READINGS] = residual.abs()
+        expected[:, AMOUNT_READINGS] = location * self.scale[w.target] + self.mean[w.target]
+        codes = {name: self.code_class(features, name)[:, None] for name in CODE_FIELDS}
+        for r in CODE_READINGS:
+            at, field = code_outputs(r)
+            classes = len(CODE_FIELDS[field])
+            logp = torch.log_softmax(out[:, at : at + classes + 1], dim=1)
+            surprise[:, r] = -logp.gather(1, codes[field])[:, 0] * observed[:, FIELDS.index(field)]
+            expected[:, r] = logp[:, :classes].argmax(dim=1).float()
+        return Surprises(x, observed, surprise, residual, expected)
 
     def code_class(self, features: Tensor, field: str) -> Tensor:
         """Class of a code field, (B,), int64: its position in CODE_FIELDS, one past the end for any other code."""
-        names = [FEATURE_NAMES.index(f"{_CODE_PREFIX[field]}_{c}") for c in CODE_FIELDS[field]]
+        names = [FEATURE_NAMES.index(name) for name in code_features(field)]
         one_hot = torch.nan_to_num(features[:, names], nan=0.0)
         other = 1.0 - one_hot.sum(dim=1, keepdim=True)
         return torch.cat([one_hot, other], dim=1).argmax(dim=1)
 
 
 _CODE_PREFIX = {"rate_code_id": "rate_code", "payment_type": "payment"}
+
+
+def code_features(field: str) -> list[str]:
+    """Names of the features that are 1 for one code each, in the order of CODE_FIELDS."""
+    return [f"{_CODE_PREFIX[field]}_{code}" for code in CODE_FIELDS[field]]
+
+
+def code_outputs(reading: int) -> tuple[int, str]:
+    """Where a code's classes begin among all views' outputs, and its field."""
+    v, field = _READ[reading]
+    return v * _N_OUT + _CODE_AT[field], field
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Weights for one pass over all views.
+
+    Attributes
+    ----------
+    weight, bias : of the first layer, what a view hides zeroed, (F + fields, V W) and (V W,).
+    out_weight, out_bias : of every output of a view, (W, outputs) and (outputs,).
+    location_at : where each amount reading's location is among all views' outputs. target : the feature it predicts.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    out_weight: Tensor
+    out_bias: Tensor
+    location_at: Tensor
+    target: Tensor
 
 
 @dataclass(frozen=True)
@@ -142,9 +243,9 @@ class Surprises:
     Attributes
     ----------
     x : standardised features, (B, F). observed : which fields are there, (B, fields).
-    surprise : per predicted field, (B, P): residual in spreads for amounts, -log p for codes; 0 where missing.
-    residual : signed, amounts only, (B, A).
-    expected : the target feature as predicted, or the position of the likeliest code, (B, P).
+    surprise : per reading, (B, R): residual in spreads for amounts, -log p for codes; 0 where missing.
+    residual : signed, readings of amounts only, (B, A).
+    expected : the target feature as predicted, or the position of the likeliest code, (B, R).
     """
 
     x: Tensor
@@ -155,16 +256,16 @@ class Surprises:
 
 
 class Head(nn.Module):
-    """Weighs surprises, signed residuals and features into one logit per trip, and names the fields at fault."""
+    """Weighs surprises, signed residuals and features into logits per trip, and names the fields at fault."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        size = N_FEATURES + len(FIELDS) + len(PREDICTED) + N_AMOUNTS
+        size = N_FEATURES + len(FIELDS) + len(READINGS) + len(AMOUNT_READINGS)
         layers: list[nn.Module] = []
         for _ in range(config.head_depth):
             layers += [nn.Linear(size, config.head_width), nn.ReLU()]
             size = config.head_width
-        self.layers = nn.Sequential(*layers, nn.Linear(size, 1 + len(PREDICTED)))
+        self.layers = nn.Sequential(*layers, nn.Linear(size, N_LOGITS + len(PREDICTED)))
 
     @staticmethod
     def inputs(s: Surprises) -> Tensor:
@@ -174,7 +275,7 @@ class Head(nn.Module):
         return torch.cat([s.x, s.observed, surprise, residual], dim=1)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logit of fraud, then logits of each predicted field being what was changed, (B, 1 + P)."""
+        """Logits of a known fraud and of anything changed, then of each predicted field being at fault, (B, 2 + P)."""
         out: Tensor = self.layers(inputs)
         return out
 
@@ -189,7 +290,7 @@ class FraudModel(nn.Module):
         self.head = Head(self.config)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Surprises]:
-        """Head's logits (B, 1 + P) and surprises of a batch of features (B, F)."""
+        """Head's logits (B, 2 + P) and surprises of a batch of features (B, F)."""
         surprises = self.autoencoder.surprises(features)
         return self.head(Head.inputs(surprises)), surprises
 

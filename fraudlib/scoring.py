@@ -13,15 +13,16 @@ from fraudlib import features
 from fraudlib.calibration import Calibration
 from fraudlib.errors import ServiceError
 from fraudlib.features import CODE_FIELDS, DISTANCE_FLOOR, DURATION_FLOOR
-from fraudlib.model import PREDICTED, FraudModel
-from fraudlib.stacked import FEW, StackedModel
+from fraudlib.few import FEW, FewRows
+from fraudlib.model import N_LOGITS, PREDICTED, READING_FIELDS, READINGS, FraudModel
 from fraudlib.statistics import Statistics, duration_minutes
 
 Array = NDArray[np.float64]
 Columns = Mapping[str, NDArray[np.generic]]
 Reason = dict[str, Any]
 
-CHUNK = 2048  # rows per pass: the widest layer of all hidden groups stays in the processor's cache
+CHUNK = 512  # rows per pass on a CPU: the first layer of all views stays in its cache
+CHUNK_CUDA = 65_536
 MAX_REASONS = 3
 MIN_RARITY = 1.0  # a field that one honest trip in ten surpasses is no reason
 
@@ -32,8 +33,9 @@ class Raw:
 
     Attributes
     ----------
-    logit : (n,), of fraud. blame : (n, P), logit of each field being at fault.
-    surprise, expected : (n, P), in the order of model.PREDICTED.
+    logit : (n, 2), of a known fraud and of anything changed.
+    blame : (n, P), logit of each field being at fault, in the order of model.PREDICTED.
+    surprise, expected : (n, R), in the order of model.READINGS.
     """
 
     logit: Array
@@ -78,20 +80,20 @@ def raw_scores(model: FraudModel, x: NDArray[np.float32], device: torch.device |
     """Logits, surprises and expectations of features (n, F), in chunks."""
     device = device or torch.device("cpu")
     logits, surprises, expected = [], [], []
-    for part in torch.from_numpy(x).to(device).split(CHUNK):
+    for part in torch.from_numpy(x).to(device).split(CHUNK if device.type == "cpu" else CHUNK_CUDA):
         logit, s = model(part)
         logits.append(logit)
         surprises.append(s.surprise)
         expected.append(s.expected)
     if not logits:
-        empty = np.zeros((0, len(PREDICTED)))
-        return Raw(np.zeros(0), empty, empty, empty)
+        empty = np.zeros((0, len(READINGS)))
+        return Raw(np.zeros((0, N_LOGITS)), np.zeros((0, len(PREDICTED))), empty, empty)
 
     def join(parts: list[torch.Tensor]) -> Array:
         return np.asarray(torch.cat(parts).double().cpu().numpy())
 
     out = join(logits)
-    return Raw(out[:, 0], out[:, 1:], join(surprises), join(expected))
+    return Raw(out[:, :N_LOGITS], out[:, N_LOGITS:], join(surprises), join(expected))
 
 
 class Scorer:
@@ -115,7 +117,7 @@ class Scorer:
         self.bundle_id = bundle_id
         self.device = pick_device(device)
         self.model = model.eval().to(self.device)
-        self._few = StackedModel(self.model) if self.device.type == "cpu" else None
+        self._few = FewRows(self.model) if self.device.type == "cpu" else None
         self.statistics = statistics
         self.calibration = calibration
         self.threshold = threshold
@@ -146,16 +148,16 @@ class Scorer:
     def _raw_scores(self, x: NDArray[np.float32]) -> Raw:
         if self._few is None or not 0 < len(x) <= FEW:
             return raw_scores(self.model, x, self.device)
-        logits, surprise, expected = (part.astype(np.float64) for part in self._few(x))
-        return Raw(logits[:, 0], logits[:, 1:], surprise, expected)
+        out, surprise, expected = (part.astype(np.float64) for part in self._few(x))
+        return Raw(out[:, :N_LOGITS], out[:, N_LOGITS:], surprise, expected)
 
     def _reasons(
         self, columns: Columns, x: NDArray[np.float32], raw: Raw, rows: NDArray[np.intp]
     ) -> dict[int, list[Reason]]:
         part = features.take(columns, rows)
-        rarity = self.calibration.rarities(raw.surprise[rows])
+        rarity, expected_as = _strongest(self.calibration.rarities(raw.surprise[rows]), raw.expected[rows])
         observed = _observed(part, len(rows))
-        expected = _expected(raw.expected[rows], observed, x[rows])
+        expected = _expected(expected_as, observed, x[rows], features.usd_per_mile(part, self.statistics))
         seen, usual = np.stack(observed, axis=1), np.stack(expected, axis=1)
         # A field that is as expected explains nothing, so it comes last, however much the head blames it.
         as_expected = np.abs(seen - usual) < np.maximum(0.02 * np.abs(seen), 0.05)
@@ -179,6 +181,18 @@ class Scorer:
         return out
 
 
+def _strongest(rarity: Array, expected: Array) -> tuple[Array, Array]:
+    """Of each field's readings the rarest and what it expected: (n, R) to (n, P) each."""
+    fields = np.asarray(READING_FIELDS)
+    most, usual = np.empty((len(rarity), len(PREDICTED))), np.empty((len(rarity), len(PREDICTED)))
+    for p in range(len(PREDICTED)):
+        mine = np.flatnonzero(fields == p)
+        best = mine[rarity[:, mine].argmax(axis=1)]
+        rows = np.arange(len(rarity))
+        most[:, p], usual[:, p] = rarity[rows, best], expected[rows, best]
+    return most, usual
+
+
 def _observed(columns: Columns, n: int) -> list[Array]:
     """Observed value of each predicted field, in its own unit; NaN where missing."""
 
@@ -189,25 +203,28 @@ def _observed(columns: Columns, n: int) -> list[Array]:
     return [duration_minutes(columns, n) if f == "duration_minutes" else number(f) for f in PREDICTED]
 
 
-def _expected(expected: Array, observed: list[Array], x: NDArray[np.float32]) -> list[Array]:
-    """Expected value of each predicted field in its own unit, from the expected target feature."""
+def _expected(expected: Array, observed: list[Array], x: NDArray[np.float32], per_mile: Array) -> list[Array]:
+    """Expected value of each predicted field in its own unit, from the expected target feature, (n, P)."""
     out: list[Array] = []
-    for g, field in enumerate(PREDICTED):
-        e = expected[:, g]
+    for p, field in enumerate(PREDICTED):
+        e = expected[:, p]
         if field == "trip_distance":
             out.append(np.maximum(np.exp(e) - DISTANCE_FLOOR, 0.0))
         elif field == "duration_minutes":
             out.append(np.maximum(np.exp(e) - DURATION_FLOOR, 0.0))
-        elif field == "total_amount":
-            residual = features.signed_exp(x[:, g].astype(np.float64))
-            out.append(observed[g] - residual + features.signed_exp(e))
         elif field in CODE_FIELDS:
             out.append(np.asarray(CODE_FIELDS[field], dtype=np.float64)[e.astype(np.int64)])
-        elif features.TARGETS[g].endswith("_usd"):
-            out.append(e)
         else:
-            out.append(features.signed_exp(e))
-        if field not in ("total_amount", "trip_distance", "duration_minutes"):
-            # The spread around zero is no refund: an amount that is not negative is not expected to be.
-            out[g] = np.where(observed[g] >= 0, np.maximum(out[g], 0.0), out[g])
+            out.append(observed[p] + _difference(p, e, x[:, p].astype(np.float64), per_mile))
+            if field != "total_amount":
+                # The spread around zero is no refund: an amount that is not negative is not expected to be.
+                out[p] = np.where(observed[p] >= 0, np.maximum(out[p], 0.0), out[p])
     return out
+
+
+def _difference(p: int, expected: Array, seen: Array, per_mile: Array) -> Array:
+    """Expected less observed, USD, from the target feature of one amount: what it leaves out is the same in both."""
+    if features.TARGETS[p].endswith("_usd"):
+        return expected - seen
+    usd = features.signed_exp(expected) - features.signed_exp(seen)
+    return usd * per_mile if PREDICTED[p] == "fare_amount" else usd

@@ -67,8 +67,8 @@ DAMAGES = {
     "an extra file": (add, r"files that the manifest does not list: extra\.bin"),
     "a link in place of a file": (link, r"statistics\.json: expected a plain file, found a link"),
     "a name that leaves the folder": (rewrite(traverse), r"'\.\./outside\.json' does not stay inside the bundle"),
-    "another format version": (rewrite(lambda c: c | {"format_version": 99}), r"expected format_version 1, found 99"),
-    "no format version": (rewrite(lambda c: {}), r"expected format_version 1, found None"),
+    "another format version": (rewrite(lambda c: c | {"format_version": 99}), r"expected format_version 2, found 99"),
+    "no format version": (rewrite(lambda c: {}), r"expected format_version 2, found None"),
     "an unknown field": (rewrite(lambda c: c | {"colour": "red"}), r"colour: Extra inputs"),
     "a hash that is none": (
         rewrite(lambda c: c | {"files": {"statistics.json": {"sha256": "abc", "bytes": 3}}}),

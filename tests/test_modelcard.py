@@ -63,7 +63,7 @@ def bundle(**changes: object) -> manifest.Manifest:
         "splits": {"train": {"period": "2023-01", "rows": 68211}},
     }
     values = {
-        "format_version": 1,
+        "format_version": 2,
         "bundle_id": "20260101T000000Z-aaaa",
         "run_id": "r",
         "created_at": manifest.now(),

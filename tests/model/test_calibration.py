@@ -38,7 +38,8 @@ def test_degenerate_samples(raw):
 def test_round_trip(room):
     """JSON gives the same scores back."""
     again = calibration.Calibration.from_json(json.loads(json.dumps(room.calibration.to_json())))
-    logit, surprise = np.linspace(-9, 9, 50), np.abs(np.random.default_rng(2).normal(size=(50, len(again.fields))))
+    logit = np.stack([np.linspace(-9, 9, 50), np.linspace(9, -9, 50)], axis=1)
+    surprise = np.abs(np.random.default_rng(2).normal(size=(50, len(again.readings))))
     np.testing.assert_array_equal(room.calibration.score(logit, surprise), again.score(logit, surprise))
 
 
@@ -49,3 +50,28 @@ def test_broken_json(data):
     """Knots that do not increase, or are missing, are refused."""
     with pytest.raises(SchemaError, match="calibration"):
         Rarity.from_json(data)
+
+
+def test_a_raw_value_of_a_rarity():
+    """No value below `raw_at` is as rare as asked for, inside the knots and beyond them."""
+    rarity = fit_rarity(np.random.default_rng(3).exponential(size=20_000))
+    for level in (0.5, 2.2, 6.0):
+        assert rarity(np.array([rarity.raw_at(level) - 1e-6]))[0] <= level
+        assert rarity(np.array([10 * rarity.raw_at(level) + 10]))[0] > level
+
+
+def test_one_odd_reading_flags_alone(room):
+    """A reading far out of the ordinary raises the score where the head sees nothing, and never above the cap."""
+    logit = np.full((2, 2), -20.0)
+    surprise = np.zeros((2, len(room.calibration.readings)))
+    surprise[1, 0] = 1e9
+    plain, odd = room.calibration.score(logit, surprise)
+    assert plain < 0.5
+    assert odd == calibration.CAP
+
+
+def test_anything_changed_does_not_push_known_fraud_aside(room):
+    """The second logit counts up to the cap, the first without an end."""
+    far = np.array([[50.0, -50.0], [-50.0, 50.0]])
+    known, anything = room.calibration.by_head(far)
+    assert known > anything == calibration.CAP

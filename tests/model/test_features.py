@@ -59,9 +59,17 @@ def test_surcharge_by_date_and_hour(room, pickup, expected):
     """Rush hour on weekdays and night every day, by the tariff in force at the start of the trip."""
     columns = {
         "pickup_datetime": np.array([pickup], dtype="datetime64[us]"),
-        "trip_distance": np.array([1.0]),
+        "extra": np.array([expected]),
     }
-    assert feature(columns, room.statistics, "extra_expected") == pytest.approx([expected])
+    assert feature(columns, room.statistics, "extra_over_due_log") == pytest.approx([0.0])
+    columns["extra"] = columns["extra"] + 1.0
+    assert feature(columns, room.statistics, "extra_over_due_log") == pytest.approx([np.log(2.0)])
+
+
+def test_extra_without_a_time(room):
+    """Where nobody knows the hour, an extra that some hour allows is in order, and one that none does is not."""
+    columns = {"extra": np.array([1.0, 2.5, 52.5]), "trip_distance": np.array([1.0, 1.0, 1.0])}
+    assert feature(columns, room.statistics, "extra_over_due_log") == pytest.approx([0, 0, np.log(51.0)])
 
 
 def test_the_meter_by_date(room):
@@ -73,6 +81,22 @@ def test_the_meter_by_date(room):
         "duration_minutes": np.array([9.0, 9.0]),
     }
     assert feature(columns, room.statistics, "fare_over_low") == pytest.approx([0.0, 0.0], abs=1e-6)
+
+
+def test_a_tariff_change_changes_no_honest_trip(room):
+    """The same ride, charged by the meter of its day, looks the same before and after 2022-12-19."""
+    columns = {
+        "pickup_datetime": np.array(["2022-12-14T12:00", "2022-12-21T12:00"], dtype="datetime64[us]"),
+        "dropoff_datetime": np.array(["2022-12-14T12:10", "2022-12-21T12:10"], dtype="datetime64[us]"),
+        "trip_distance": np.array([2.0, 2.0]),
+        "fare_amount": np.array([2.5 + 2.5 * 2 + 0.5 * 4, 3.0 + 3.5 * 2 + 0.7 * 4]),
+        "extra": np.array([0.0, 0.0]),
+        "mta_tax": np.array([0.5, 0.5]),
+        "improvement_surcharge": np.array([0.3, 1.0]),
+        "vendor_id": np.array([2.0, 2.0]),
+    }
+    before, after = features.build(columns, room.statistics)
+    np.testing.assert_allclose(before, after, atol=1e-5)
 
 
 def test_hiding_a_part_hides_the_total():

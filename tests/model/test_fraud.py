@@ -85,10 +85,10 @@ def test_wrong_plan(sample, share, kinds):
         fraud.plant(sample, share, 1, kinds)
 
 
-def test_half_of_the_corruption_adds_up(sample):
-    """A corrupted part is added to the total again about half of the time, so that sums alone do not give it away."""
+def test_most_of_the_corruption_adds_up(sample):
+    """A corrupted part is added to the total again more often than not, so that sums alone do not give it away."""
     corrupted = fraud.corrupt(sample, 0.2, 1)
     alone = corrupted.changed["tip_amount"] & (sum(c.astype(int) for c in corrupted.changed.values()) == 1)
     added = corrupted.columns["total_amount"] - sample["total_amount"]
     tip = corrupted.columns["tip_amount"] - sample["tip_amount"]
-    assert 0.4 < (np.abs(added - tip) < 0.02)[alone].mean() < 0.6
+    assert 0.6 < (np.abs(added - tip) < 0.02)[alone].mean() < 0.8
