@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from bench.ledger import Audit, Sender
@@ -234,9 +235,16 @@ def main() -> int:
     for name in ("transactions", "kills", "zombies", "scalings", "api_kills", "slow", "down", "workers", "seed"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=defaults[name])
     parser.add_argument("--seconds", type=float, default=defaults["seconds"], help="the load's length")
-    plan = Plan(**vars(parser.parse_args()))
-    machine = describe()
+    parser.add_argument("--out", type=Path, help="file of results to add to, such as docs/bench.json")
+    options = vars(parser.parse_args())
+    out: Path | None = options.pop("out")
+    plan, machine = Plan(**options), describe()
     result = inflict(plan, lambda text: print(text, file=sys.stderr, flush=True))
+    if out:
+        from bench import results
+
+        found = results.read(out)
+        results.write(found | {"machines": found.get("machines", {}) | {"chaos": machine}, "chaos": result}, out)
     print(json.dumps({**result, "machine": machine}))
     return 0 if result["passed"] else 1
 

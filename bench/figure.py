@@ -56,7 +56,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
         _throughput(left, results["throughput"])
     if "latency" in results:
         _latency(right, results["latency"]["steps"])
-    machine = results["machine"]
+    (machine, *_) = results["machines"].values()
     text = f"{machine['cores']} cores of {machine['processor']}, shared by sender, API, broker, worker and reader"
     figure.supxlabel(f"{text}; {results['data']}; {machine['measured_at'][:10]}", fontsize=7)
     figure.savefig(path, dpi=130, metadata={"Software": None})

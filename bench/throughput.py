@@ -35,7 +35,7 @@ class Plan:
     backlog : transactions that wait. naive : transactions for the naive worker. rounds : repetitions.
     """
 
-    backlog: int = 400_000
+    backlog: int = 300_000
     naive: int = 1_500
     rounds: int = 3
 
