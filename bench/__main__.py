@@ -6,14 +6,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from bench import api, latency, poison, results, throughput
 from bench.machine import describe
 from fraudlib import bench as scoring
 from fraudlib import manifest, paths
-
-DATA: Final = "simulated trips (data/sample) with 1.25 % planted fraud, full records"
 
 
 def _scoring() -> dict[str, Any]:
@@ -49,7 +47,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="small sizes, to try it out")
     parser.add_argument("--out", type=Path, default=results.RESULTS, help="file of the results; others lie beside it")
     options = parser.parse_args()
-    found = results.read(options.out) | {"data": DATA, "quick": options.quick}
+    found = results.read(options.out) | {"quick": options.quick}
     for name, part in parts(options.quick).items():
         if options.parts and name not in options.parts:
             continue

@@ -5,7 +5,8 @@ from typing import Any, Final
 HEAD: Final = """# Benchmarks
 
 Made by `make bench` (and `make chaos` for the last section) from `docs/bench.json`; do not edit by hand.
-All trips are {data}. Nothing here says how well fraud is found, only how fast and how safely records get through.
+What is sent are {data}.
+Nothing here says how well fraud is found, only how fast and how safely records get through.
 
 ## Machine
 

@@ -8,11 +8,14 @@ from bench import figure, page
 from fraudlib import manifest, paths
 
 RESULTS: Final = paths.root() / "docs" / "bench.json"
+DATA: Final = (
+    "full records of simulated trips (`data/sample`) with planted fraud: 1.25 %, and 5 % where latency is measured"
+)
 
 
 def read(path: Path = RESULTS) -> dict[str, Any]:
-    """Results so far, empty where there are none."""
-    return dict(json.loads(path.read_text())) if path.exists() else {}
+    """Results so far, and what the records are."""
+    return (json.loads(path.read_text()) if path.exists() else {}) | {"data": DATA}
 
 
 def write(results: dict[str, Any], path: Path = RESULTS) -> None:
