@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -42,6 +43,9 @@ def parts(quick: bool) -> dict[str, Callable[[], dict[str, Any]]]:
 
 def main() -> int:
     """Parse the command line, measure, write and print."""
+    # The services that were started end with this process, also where it is told to stop.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*parts(False), []], help="what to measure; all by default")
     parser.add_argument("--quick", action="store_true", help="small sizes, to try it out")

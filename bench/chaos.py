@@ -237,6 +237,9 @@ def inflict(plan: Plan, say: Callable[[str], object] = lambda text: None) -> dic
 
 def main() -> int:
     """Parse the command line, run, print."""
+    # The services that were started end with this process, also where it is told to stop.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     defaults = asdict(Plan())
     for name in ("transactions", "kills", "zombies", "scalings", "api_kills", "slow", "down", "workers", "seed"):

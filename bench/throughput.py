@@ -103,10 +103,12 @@ def _median(runs: list[dict[str, Any]]) -> dict[str, Any]:
 def measure(plan: Plan) -> dict[str, Any]:
     """Every contender's median run, and the ratios of the worker to the others."""
     runs: dict[str, list[dict[str, Any]]] = {}
-    with Site() as site:
-        arena = Arena(site, plan)
-        naive = arena.run(plan.naive, contender="naive")
-        for _ in range(plan.rounds):
+    for _ in range(plan.rounds):
+        # A broker of its own for each round: it keeps everything in memory.
+        with Site() as site:
+            arena = Arena(site, plan)
+            if not runs:
+                naive = arena.run(plan.naive, contender="naive")
             runs.setdefault("ceiling", []).append(arena.run(plan.backlog, contender="ceiling"))
             runs.setdefault("worker", []).append(arena.run(plan.backlog))
             runs.setdefault("trivial_scorer", []).append(arena.run(plan.backlog, contender="trivial"))
