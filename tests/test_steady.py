@@ -216,7 +216,7 @@ def test_patience_ends_with_refusals_or_time_and_never_after_a_success(monkeypat
         clock[0] += 10
         tried.failed(OutcomeUnknownError("no answer"))
     clock[0] += 11
-    with pytest.raises(patience.UnpublishableError, match="no answer.*mend the topic"):
+    with pytest.raises(patience.UnpublishableError, match=r"no answer.*mend the topic"):
         tried.failed(OutcomeUnknownError("no answer"))
     refused = patience.Patience(30.0)
     for _ in range(2):
