@@ -65,6 +65,14 @@ from there until the reader has it.
 |---|---|---|---|
 """
 
+STAGES: Final = """
+The worker's own metrics: mean wait of a transaction from the broker's stamp to the worker's taking it, mean size of a
+batch, and mean time to score and to publish one. A batch grows while the one before is being scored.
+
+| offered a second | queue ms | transactions in a batch | score ms a batch | publish ms a batch |
+|---|---|---|---|---|
+"""
+
 CHAOS: Final = """
 ## Faults
 
@@ -106,13 +114,18 @@ def _throughput(found: dict[str, Any]) -> str:
 
 
 def _latency(found: dict[str, Any]) -> str:
-    text, hops = LATENCY, HOPS
+    text, hops, stages = LATENCY, HOPS, STAGES
     for step in found["steps"]:
         for kind in ("answer", "score", "alert"):
             cells = " | ".join(f"{step[kind][name]:g}" for name in ("p50_ms", "p95_ms", "p99_ms", "max_ms"))
             text += f"| {step['rate']:,.0f} | {kind} | {cells} |\n"
-        hops += f"| {step['rate']:,.0f} | {' | '.join(f'{value:g}' for value in step['hops'].values())} |\n"
-    return text + hops
+        hops += _row(step["rate"], step["hops"])
+        stages += _row(step["rate"], step["stages"])
+    return text + hops + stages
+
+
+def _row(rate: float, values: dict[str, float]) -> str:
+    return f"| {rate:,.0f} | {' | '.join(f'{value:g}' for value in values.values())} |\n"
 
 
 POISON: Final = """
