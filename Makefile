@@ -72,7 +72,7 @@ bench: $(READY)  ## measure on this machine: throughput, latency, API, dead lett
 	@exec $(BIN)/python -m bench $(ARGS)
 
 chaos: $(READY)  ## kill, pause and starve the services under load, and check that nothing is lost or doubled
-	@exec $(BIN)/python -m bench.chaos $(ARGS)
+	@exec $(BIN)/python -m bench.chaos --out docs/bench.json $(ARGS)
 
 lock: pyproject.toml  ## take the newest releases that pyproject.toml allows into constraints.txt
 	@rm -rf $(VENV)-lock

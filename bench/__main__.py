@@ -1,20 +1,18 @@
-"""All that the README quotes, measured in one run: `python -m bench`; writes docs/bench.json and docs/bench.png."""
+"""All that the README quotes, in one run: `python -m bench`; see bench.results for what it writes."""
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from bench import api, figure, latency, poison, throughput
+from bench import api, latency, poison, results, throughput
 from bench.machine import describe
 from fraudlib import bench as scoring
 from fraudlib import manifest, paths
-
-RESULTS: Final = paths.root() / "docs" / "bench.json"
-DATA: Final = "simulated trips (data/sample) with 1.25 % planted fraud, full records"
 
 
 def _scoring() -> dict[str, Any]:
@@ -30,7 +28,7 @@ def parts(quick: bool) -> dict[str, Callable[[], dict[str, Any]]]:
         return {
             "throughput": lambda: throughput.measure(throughput.Plan(50_000, 300, 1)),
             "latency": lambda: latency.measure((100, 1000), 2.0),
-            "api": lambda: api.measure(20_000),
+            "api": lambda: api.measure(100_000),
             "poison": lambda: poison.measure(10_000),
             "scoring": _scoring,
         }
@@ -45,21 +43,24 @@ def parts(quick: bool) -> dict[str, Callable[[], dict[str, Any]]]:
 
 def main() -> int:
     """Parse the command line, measure, write and print."""
+    # The services that were started end with this process, also where it is told to stop.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*parts(False), []], help="what to measure; all by default")
     parser.add_argument("--quick", action="store_true", help="small sizes, to try it out")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="file of the results")
+    parser.add_argument("--out", type=Path, default=results.RESULTS, help="file of the results; others lie beside it")
     options = parser.parse_args()
-    wanted = {name: part for name, part in parts(options.quick).items() if name in (options.parts or parts(False))}
-    results: dict[str, Any] = json.loads(options.out.read_text()) if options.parts and options.out.exists() else {}
-    results |= {"data": DATA, "quick": options.quick, "machine": describe()}
-    for name, part in wanted.items():
+    found = results.read(options.out) | {"quick": options.quick}
+    for name, part in parts(options.quick).items():
+        if options.parts and name not in options.parts:
+            continue
         started = time.monotonic()
-        results[name] = part()
+        found.setdefault("machines", {})[name] = describe()
+        found[name] = part()
+        results.write(found, options.out)
         print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
-    manifest.write_atomic(options.out, (json.dumps(results, indent=1) + "\n").encode())
-    figure.draw(results, options.out.with_suffix(".png"))
-    print(json.dumps(results))
+    print(json.dumps(found))
     return 0
 
 

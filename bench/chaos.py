@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from bench.ledger import Audit, Sender
@@ -27,6 +28,7 @@ ZOMBIE_SECONDS: Final = 5.0  # longer than the session
 SLOW_SECONDS: Final = 2.0  # shorter than any client's patience
 DOWN_SECONDS: Final = 12.0  # longer than a send, a session and a fetch
 DRAIN_SECONDS: Final = 120.0
+SLOWEST: Final = 100.0  # transactions/s
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Plan:
 
     Attributes
     ----------
-    transactions : sent in all. seconds : over which they are spread; the rest follows at full speed.
+    transactions : sent in all. seconds : that the faults are expected to take; the load is spread over their real time.
     workers : that run side by side. kills, zombies, api_kills : how many. scalings : 1 to 3 to 1 workers.
     slow, down : pauses of the broker. command : of a worker, the real one by default.
     """
@@ -105,10 +107,11 @@ class Chaos:
         self._crew.ready()
         self._sender.start()
         faults = self._faults()
-        for fault in faults:
+        for number, fault in enumerate(faults, 1):
             self._crew.supervise()
             fault()
             self._check()
+            self._spread(number / len(faults), time.monotonic() - started)
         self._say("the last faults are over; what is left is sent and drained")
         self._sender.hurry.set()
         self._crew.ready(1)
@@ -126,6 +129,11 @@ class Chaos:
             "own_exits": {str(code): count for code, count in self._crew.own_exits.items()},
             "seconds": round(time.monotonic() - started, 1),
         }
+
+    def _spread(self, done: float, seconds: float) -> None:
+        """Set the rate so that the load lasts as long as the faults do, however fast this machine is."""
+        left = seconds * (1 - done) / done
+        self._sender.rate = max(SLOWEST, (self._sender.total - self._sender.sent) / max(left, 1.0))
 
     def _check(self) -> None:
         if self._sender.error:
@@ -229,14 +237,24 @@ def inflict(plan: Plan, say: Callable[[str], object] = lambda text: None) -> dic
 
 def main() -> int:
     """Parse the command line, run, print."""
+    # The services that were started end with this process, also where it is told to stop.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     defaults = asdict(Plan())
     for name in ("transactions", "kills", "zombies", "scalings", "api_kills", "slow", "down", "workers", "seed"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=defaults[name])
-    parser.add_argument("--seconds", type=float, default=defaults["seconds"], help="the load's length")
-    plan = Plan(**vars(parser.parse_args()))
-    machine = describe()
+    parser.add_argument("--seconds", type=float, default=defaults["seconds"], help="expected length of the faults")
+    parser.add_argument("--out", type=Path, help="file of results to add to, such as docs/bench.json")
+    options = vars(parser.parse_args())
+    out: Path | None = options.pop("out")
+    plan, machine = Plan(**options), describe()
     result = inflict(plan, lambda text: print(text, file=sys.stderr, flush=True))
+    if out:
+        from bench import results
+
+        found = results.read(out)
+        results.write(found | {"machines": found.get("machines", {}) | {"chaos": machine}, "chaos": result}, out)
     print(json.dumps({**result, "machine": machine}))
     return 0 if result["passed"] else 1
 

@@ -19,8 +19,8 @@ BARS: Final = {
 COLOURS: Final = {"p50_ms": "#1b6ca8", "p95_ms": "#e0a030", "p99_ms": "#b03a2e"}
 
 
-def _throughput(axes: Axes, results: dict[str, Any]) -> None:
-    rates = [results[name]["per_second"] for name in BARS]
+def _throughput(axes: Axes, found: dict[str, Any]) -> None:
+    rates = [found[name]["per_second"] for name in BARS]
     bars = axes.barh(list(BARS.values()), rates, color="#1b6ca8")
     axes.bar_label(bars, labels=[f"{rate:,}" for rate in rates], padding=3, fontsize=8)
     axes.invert_yaxis()
@@ -29,7 +29,8 @@ def _throughput(axes: Axes, results: dict[str, Any]) -> None:
     axes.set_title("Throughput, every score published", fontsize=10)
 
 
-def _latency(axes: Axes, steps: list[dict[str, Any]]) -> None:
+def _latency(axes: Axes, found: dict[str, Any]) -> None:
+    steps = found["steps"]
     labels = [f"{step['rate']:,.0f}" for step in steps]
     for kind, style in (("score", "-"), ("alert", "--")):
         for name, colour in COLOURS.items():
@@ -52,11 +53,12 @@ def draw(results: dict[str, Any], path: Path) -> None:
     path : of the PNG.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
-    if "throughput" in results:
-        _throughput(left, results["throughput"])
-    if "latency" in results:
-        _latency(right, results["latency"]["steps"])
-    machine = results["machine"]
+    for axes, part, draw_part in ((left, "throughput", _throughput), (right, "latency", _latency)):
+        if part in results:
+            draw_part(axes, results[part])
+        else:
+            axes.set_axis_off()
+    (machine, *_) = results["machines"].values()
     text = f"{machine['cores']} cores of {machine['processor']}, shared by sender, API, broker, worker and reader"
     figure.supxlabel(f"{text}; {results['data']}; {machine['measured_at'][:10]}", fontsize=7)
     figure.savefig(path, dpi=130, metadata={"Software": None})

@@ -25,7 +25,7 @@ import orjson
 import psutil
 from aiokafka import AIOKafkaConsumer
 
-from bench import openloop
+from bench import metrics, openloop
 from fraudlib import paths, replay, trips
 from fraudlib.kafka import client_options
 from fraudlib.schema import TOPIC_ALERTS, TOPIC_SCORES
@@ -111,10 +111,11 @@ def _step(stack: Stack, settings: Settings, rate: float, seconds: float, wait: b
     reader.start()
     ours.recv()
     children = {name: psutil.Process(child.pid) for name, child in stack.running.items()}
-    before = _cpu(children)
+    before, at_first = _cpu(children), metrics.samples(settings.metrics_port)
     load = openloop.run(settings.api_host, settings.api_port, requests, rate)
     cpu = {name: round((value - before[name]) / (len(ids) / rate), 2) for name, value in _cpu(children).items()}
     ours.send(len(ids))
+    at_last = metrics.samples(settings.metrics_port)
     seen = ours.recv()
     reader.join()
     due = dict(zip(ids, load.due, strict=True))
@@ -131,6 +132,7 @@ def _step(stack: Stack, settings: Settings, rate: float, seconds: float, wait: b
         "score": _percentiles([at - due[name] for name, (at, _) in scores.items()]),
         "alert": _percentiles([at - due[name] for name, (at, _) in alerts.items()]),
         "hops": _hops(due, scores),
+        "stages": metrics.stages(at_first, at_last),
         "cores": cpu,
     }
 

@@ -28,13 +28,14 @@ class Sender(threading.Thread):
 
     Parameters
     ----------
-    records : key and body of each record. total : how many. rate : records a second while `hurry` is not set.
+    records : key and body of each record. total : how many. rate : records a second while `hurry` is not set; may
+        be changed at any time.
     """
 
     def __init__(self, site: Site, records: Iterator[tuple[bytes, bytes]], total: int, rate: float) -> None:
         super().__init__(name="sender", daemon=True)
         self._address = ("127.0.0.1", site.settings.api_port)
-        self._records, self._total, self._rate = records, total, rate
+        self._records, self.total, self.rate = records, total, rate
         self.hurry = threading.Event()
         self.acknowledged: set[str] = set()
         self.sent = self.unknown = self.refusals = 0
@@ -45,10 +46,10 @@ class Sender(threading.Thread):
         """Body of the thread; what stops it early is kept in `error`."""
         try:
             due = time.monotonic()
-            while self.sent < self._total:
-                batch = [next(self._records) for _ in range(min(PER_POST, self._total - self.sent))]
+            while self.sent < self.total:
+                batch = [next(self._records) for _ in range(min(PER_POST, self.total - self.sent))]
                 self.hurry.wait(max(0.0, due - time.monotonic()))
-                due += len(batch) / self._rate
+                due += len(batch) / self.rate
                 self._deliver(batch)
         except BaseException as err:
             self.error = err

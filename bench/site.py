@@ -88,14 +88,6 @@ class Service:
             self.process.kill()
             return self.process.wait()
 
-    def metric(self, name: str) -> dict[str, float]:
-        """Samples whose name starts so, as /metrics shows them right now."""
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.metrics_port, timeout=5)) as connection:
-            connection.request("GET", "/metrics")
-            lines = connection.getresponse().read().decode().splitlines()
-        samples = (line.rsplit(" ", 1) for line in lines if line.startswith(name))
-        return {sample: float(value) for sample, value in samples}
-
 
 class Site:
     """A place with its own ports and logs, as a context manager; leaving it ends whatever still runs.

@@ -10,7 +10,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Any, Final
 
-from bench import topic
+from bench import metrics, topic
 from bench.records import Records
 from bench.site import Service, Site
 from fraudlib import topics
@@ -35,7 +35,7 @@ class Plan:
     backlog : transactions that wait. naive : transactions for the naive worker. rounds : repetitions.
     """
 
-    backlog: int = 400_000
+    backlog: int = 300_000
     naive: int = 1_500
     rounds: int = 3
 
@@ -76,22 +76,17 @@ class Arena:
 
 def _split(crew: list[Service], count: int) -> dict[str, Any]:
     """Where a batch's time goes, from the workers' own metrics: wall time in microseconds per transaction."""
+    each = [metrics.samples(worker.metrics_port) for worker in crew]
 
     def added(name: str) -> float:
-        return sum(worker.metric(f"fraudlib_worker_{name}")[f"fraudlib_worker_{name}"] for worker in crew)
+        return sum(samples[f"{metrics.PREFIX}{name}"] for samples in each)
 
     return {
         "batch_mean": round(added("batch_transactions_sum") / max(1.0, added("batch_transactions_count"))),
         "score_wall_us": round(1e6 * added("score_seconds_sum") / count, 2),
         "publish_wall_us": round(1e6 * added("publish_seconds_sum") / count, 2),
-        "shares": [
-            round(worker.metric("fraudlib_worker_transactions_total").popitem()[1] / count, 3) for worker in crew
-        ],
+        "shares": [round(samples[f"{metrics.PREFIX}transactions_total"] / count, 3) for samples in each],
     }
-
-
-def _scored(worker: Service) -> float:
-    return worker.metric("fraudlib_worker_transactions_total")["fraudlib_worker_transactions_total"]
 
 
 def _median(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -103,10 +98,12 @@ def _median(runs: list[dict[str, Any]]) -> dict[str, Any]:
 def measure(plan: Plan) -> dict[str, Any]:
     """Every contender's median run, and the ratios of the worker to the others."""
     runs: dict[str, list[dict[str, Any]]] = {}
-    with Site() as site:
-        arena = Arena(site, plan)
-        naive = arena.run(plan.naive, contender="naive")
-        for _ in range(plan.rounds):
+    for _ in range(plan.rounds):
+        # A broker of its own for each round: it keeps everything in memory.
+        with Site() as site:
+            arena = Arena(site, plan)
+            if not runs:
+                naive = arena.run(plan.naive, contender="naive")
             runs.setdefault("ceiling", []).append(arena.run(plan.backlog, contender="ceiling"))
             runs.setdefault("worker", []).append(arena.run(plan.backlog))
             runs.setdefault("trivial_scorer", []).append(arena.run(plan.backlog, contender="trivial"))

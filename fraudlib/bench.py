@@ -29,7 +29,7 @@ Columns = dict[str, NDArray[Any]]
 
 SIZES: Final = (1, 64, 256, 1024, 4096, 16384, 65536)
 SECONDS: Final = 0.5  # for each figure, at least
-POOL: Final = 8192
+POOL: Final = 2048
 FLAGGED: Final = 0.02
 AGREEMENT: Final = 1e-4  # largest difference between devices that counts as the same score
 _DTYPES: Final = {"F32": np.float32, "F64": np.float64, "I64": np.int64, "BOOL": np.bool_}
@@ -188,17 +188,22 @@ def measure(folder: Path, device: str, sizes: Sequence[int] = SIZES) -> dict[str
             "flagged_share": float(np.mean(scorer.score(columns).is_flagged)),
         }
         if scorer.device.type == "cuda":
-            graph = Graph(scorer, rows)
-            row["model_cuda_graph"] = rows_per_second(rows, partial(graph, x), scorer.device)
-            row["graph_difference"] = _graph_difference(graph, scorer, x)
+            row |= _graphed(scorer, x)
         table.append(row)
     name = torch.cuda.get_device_name(scorer.device) if scorer.device.type == "cuda" else platform.processor() or "cpu"
     return {"device": str(scorer.device), "name": name, "threads": torch.get_num_threads(), "table": table}
 
 
-def _graph_difference(graph: Graph, scorer: Scorer, x: NDArray[np.float32]) -> float:
-    logit, plain = graph(x)[0], raw_scores(scorer.model, x, scorer.device)
-    return float(np.abs(logit[:, : plain.logit.shape[1]] - plain.logit).max())
+def _graphed(scorer: Scorer, x: NDArray[np.float32]) -> dict[str, Any]:
+    """Rate of the model in a CUDA graph, and its largest difference to the plain pass; or why it cannot be captured."""
+    try:
+        graph = Graph(scorer, len(x))
+    except RuntimeError as err:
+        return {"model_cuda_graph": None, "graph_error": str(err).splitlines()[0]}
+    plain = raw_scores(scorer.model, x, scorer.device).logit
+    worst = float(np.abs(graph(x)[0][:, : plain.shape[1]] - plain).max())
+    rate = rows_per_second(len(x), partial(graph, x), scorer.device)
+    return {"model_cuda_graph": rate, "graph_difference": worst}
 
 
 def agreement(folder: Path, device: str, rows: int = 20_000) -> dict[str, Any]:

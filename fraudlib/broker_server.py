@@ -53,10 +53,15 @@ _REQUESTS: Final = {
 
 
 class Broker:
-    """Topics and groups behind the protocol."""
+    """Topics and groups behind the protocol.
 
-    def __init__(self) -> None:
-        self._topics = Topics()
+    Parameters
+    ----------
+    memory_mb : that the topics may take.
+    """
+
+    def __init__(self, memory_mb: int) -> None:
+        self._topics = Topics(memory_mb * 1024 * 1024)
         self._groups: dict[str, Group] = {}
         self._answers: dict[int, Callable[[Any, tuple[str, int]], Awaitable[Any]]] = {
             0: self._produce,
@@ -136,8 +141,7 @@ class Broker:
         for name, parts in request.topics:
             answers = []
             for number, batch in parts:
-                target = self._topics.get(name, number)
-                error, base = (UNKNOWN_TOPIC, -1) if target is None else target.append(batch or b"")
+                error, base = self._topics.append(name, number, batch or b"")
                 answers.append((number, error, base, -1))
             topics.append((name, answers))
         return produce.ProduceResponse_v3(topics, 0) if request.required_acks else None
@@ -184,7 +188,7 @@ class Broker:
                 if source is None:
                     answers.append((number, UNKNOWN_TOPIC, -1, -1))
                 elif timestamp in (EARLIEST, LATEST):
-                    answers.append((number, NO_ERROR, -1, 0 if timestamp == EARLIEST else source.end))
+                    answers.append((number, NO_ERROR, -1, source.start if timestamp == EARLIEST else source.end))
                 else:
                     answers.append((number, NO_TIMESTAMPS, -1, -1))
             topics.append((name, answers))
@@ -239,8 +243,8 @@ class Broker:
         return commit.OffsetFetchResponse_v2(topics, NO_ERROR)
 
 
-async def _main(host: str, port: int) -> None:
-    broker, stopping = Broker(), asyncio.Event()
+async def _main(host: str, port: int, memory_mb: int) -> None:
+    broker, stopping = Broker(memory_mb), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     expiring = asyncio.create_task(broker.expire())
@@ -252,7 +256,7 @@ async def _main(host: str, port: int) -> None:
     server.close()
 
 
-def run(host: str, port: int) -> None:
+def run(host: str, port: int, memory_mb: int) -> None:
     """Serve until SIGTERM or SIGINT; blocking."""
     configure_logging("broker", "INFO")
     factory = None
@@ -261,8 +265,8 @@ def run(host: str, port: int) -> None:
 
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(_main(host, port))
+        runner.run(_main(host, port, memory_mb))
 
 
 if __name__ == "__main__":
-    run(sys.argv[1], int(sys.argv[2]))
+    run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

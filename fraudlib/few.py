@@ -36,7 +36,7 @@ class FewRows:
         net = model.autoencoder
         views = net.side_by_side()
         self._mean, self._scale = _numpy(net.mean), _numpy(net.scale)
-        self._indicator = np.array(net.indicator)
+        self._indicator = net.indicator.cpu().numpy()
         self._views = _numpy(views.weight), _numpy(views.bias)
         self._encoder, self._decoder = _layer(net.encoder), _layer(net.decoder)
         self._out = _numpy(views.out_weight), _numpy(views.out_bias)

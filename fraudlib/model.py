@@ -102,6 +102,7 @@ class MaskedAutoencoder(nn.Module):
     scale: Tensor
     hidden_by: Tensor
     view_hides: Tensor
+    indicator: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -109,7 +110,8 @@ class MaskedAutoencoder(nn.Module):
         self.register_buffer("scale", torch.ones(N_FEATURES))
         hidden_by = torch.from_numpy(np.stack([hides(field) for field in FIELDS])).float()
         self.register_buffer("hidden_by", hidden_by, persistent=False)  # (fields, F)
-        self.indicator = [FEATURE_NAMES.index(_INDICATOR[field]) for field in FIELDS]
+        indicator = torch.tensor([FEATURE_NAMES.index(_INDICATOR[field]) for field in FIELDS])
+        self.register_buffer("indicator", indicator, persistent=False)  # (fields,)
         hide = torch.zeros(len(VIEWS), len(FIELDS))
         for v, view in enumerate(VIEWS):
             hide[v, [FIELDS.index(field) for field in view.hidden]] = 1.0
@@ -127,7 +129,7 @@ class MaskedAutoencoder(nn.Module):
             raise ShapeError(f"features: expected (n, {N_FEATURES}), found {tuple(features.shape)}")
         x = ((features - self.mean) / self.scale).clamp(-CLIP, CLIP)
         missing = torch.isnan(x)
-        return torch.nan_to_num(x, nan=0.0), (~missing[:, self.indicator]).float()
+        return torch.nan_to_num(x, nan=0.0), (~missing.index_select(1, self.indicator)).float()
 
     def decode(self, hidden: Tensor) -> Tensor:
         """First layer's sums to the layer that the outputs read, (..., W) to (..., W)."""
@@ -160,6 +162,7 @@ class MaskedAutoencoder(nn.Module):
             torch.cat([layer.get_parameter("bias") for layer in outputs]),
             torch.tensor([v * _N_OUT + 2 * AMOUNT_FIELDS.index(field) for v, field in amounts], device=device),
             torch.tensor([AMOUNT_FIELDS.index(field) for _, field in amounts], device=device),
+            torch.tensor(AMOUNT_READINGS, device=device),
         )
         if not self.training:
             self._side_by_side = made
@@ -184,8 +187,8 @@ class MaskedAutoencoder(nn.Module):
         residual = x.index_select(1, w.target).sub_(location).mul_(log_spread.neg_().exp_())
         residual = residual.mul_(observed.index_select(1, w.target))
         surprise, expected = x.new_empty(len(x), len(READINGS)), x.new_empty(len(x), len(READINGS))
-        surprise[:, AMOUNT_READINGS] = residual.abs()
-        expected[:, AMOUNT_READINGS] = location * self.scale[w.target] + self.mean[w.target]
+        surprise.index_copy_(1, w.reading, residual.abs())
+        expected.index_copy_(1, w.reading, location * self.scale[w.target] + self.mean[w.target])
         codes = {name: self.code_class(features, name)[:, None] for name in CODE_FIELDS}
         for r in CODE_READINGS:
             at, field = code_outputs(r)
@@ -226,6 +229,7 @@ class SideBySide:
     weight, bias : of the first layer, what a view hides zeroed, (F + fields, V W) and (V W,).
     out_weight, out_bias : of every output of a view, (W, outputs) and (outputs,).
     location_at : where each amount reading's location is among all views' outputs. target : the feature it predicts.
+    reading : which reading it is.
     """
 
     weight: Tensor
@@ -234,6 +238,7 @@ class SideBySide:
     out_bias: Tensor
     location_at: Tensor
     target: Tensor
+    reading: Tensor
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ class Quarantine:
         journal = self._journal
         if not journal.suspects and not journal.convicted:
             with journal.under_way(ranges):
-                return process(messages, scorer)
+                return _outputs(messages, scorer)
         journal.clear_before(ranges)
         out = Outputs()
         for piece, suspect in pieces(messages, journal.suspects, journal.convicted):
@@ -81,7 +81,7 @@ class Quarantine:
                 dead_letter(out, piece[0], "CrashLoop", f"the process died {DEATHS} times while it was scored")
                 continue
             with journal.under_way(_ranges(piece)):
-                _join(out, process(piece, scorer))
+                _join(out, _outputs(piece, scorer))
         return out
 
     def _judge(self, message: Message, suspect: Suspect, bundle_id: str) -> None:
@@ -133,6 +133,20 @@ def _ranges(messages: Sequence[Message]) -> dict[int, tuple[int, int]]:
         start, _ = ranges.get(message.partition, (message.offset, 0))
         ranges[message.partition] = (start, message.offset + 1)
     return ranges
+
+
+def _outputs(messages: Sequence[Message], scorer: Scorer) -> Outputs:
+    """Outputs of the messages, in halves where memory is too small to decode or encode them at once."""
+    try:
+        return process(messages, scorer)
+    except MemoryError:
+        if len(messages) == 1:
+            raise
+        log.warning("out of memory; the batch is halved", extra={"rows": len(messages)})
+    middle = len(messages) // 2
+    out = _outputs(messages[:middle], scorer)
+    _join(out, _outputs(messages[middle:], scorer))
+    return out
 
 
 def _join(out: Outputs, more: Outputs) -> None:

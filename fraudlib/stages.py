@@ -17,12 +17,12 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
 from fraudlib.batch import Batch
-from fraudlib.errors import ServiceError
 from fraudlib.journal import Journal
-from fraudlib.kafka import NotSentError, OutcomeUnknownError, Publisher, RefusedError
+from fraudlib.kafka import NotSentError, OutcomeUnknownError, Publisher
 from fraudlib.live_bundle import LiveBundle
 from fraudlib.observer import Observer
 from fraudlib.outputs import Outputs
+from fraudlib.patience import Patience
 from fraudlib.precedents import Bindings, Ruling
 from fraudlib.quarantine import Quarantine
 from fraudlib.schema import TOPIC_ALERTS, TOPIC_DEAD_LETTERS, TOPIC_SCORES
@@ -36,14 +36,9 @@ COMMIT_SECONDS: Final = 5.0
 COMMIT_PAUSE: Final = 0.1  # seconds; a commit for every small batch would cost as much as its scores
 REVOKE_SECONDS: Final = 8.0
 POLL_FAILURES: Final = 10
-REFUSALS: Final = 3
 
 
 ReadPrecedents = Callable[[Mapping[int, int]], Awaitable[dict[int, list[Ruling]]]]
-
-
-class UnpublishableError(ServiceError):
-    """The broker answers, and does not take what has to be written before the worker may go on."""
 
 
 class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -102,8 +97,7 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
         self.waits_for_messages = False
         self.scoring_since: float | None = None
         self._taking_on: asyncio.Task[None] | None = None
-        self._refusals = 0
-        self._unpublished_since: float | None = None
+        self._patience = Patience(settings.watchdog_seconds)
 
     async def fetch(self) -> None:
         """First stage: poll; while the scorer is busy, let the batch grow."""
@@ -193,9 +187,9 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
                 self._idle.set()
                 if not await self._reconnect():
                     raise
-                self._check_publishing(err)
+                self._patience.failed(err)
             else:
-                self._refusals, self._unpublished_since = 0, None
+                self._patience.succeeded()
                 self._acknowledge(batch)
                 self._idle.set()
 
@@ -204,20 +198,6 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
         assert batch.scorer is not None, "score() chose one"
         for partition, (start, stop) in batch.ranges.items():
             self._bindings.bind(partition, start, stop, batch.scorer)
-
-    def _check_publishing(self, cause: Exception) -> None:
-        """Give up where the broker answers and yet does not take the outputs: to skip them is no choice.
-
-        Called after the connection was made anew, so that a broker that is gone is waited for without an end.
-        """
-        self._refusals += isinstance(cause, RefusedError)
-        now = time.monotonic()
-        self._unpublished_since = self._unpublished_since or now
-        if self._refusals >= REFUSALS or now - self._unpublished_since > self._settings.watchdog_seconds:
-            raise UnpublishableError(
-                f"expected the broker to take scores, alerts and dead letters, found: {cause}; "
-                "nothing is skipped, so mend the topic and start the worker again"
-            ) from cause
 
     async def _emit(self, outputs: Outputs) -> None:
         await self._send({TOPIC_ALERTS: outputs.alerts, TOPIC_DEAD_LETTERS: outputs.dead_letters})

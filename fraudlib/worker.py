@@ -21,17 +21,18 @@ from aiokafka.errors import KafkaError
 from prometheus_client import CollectorRegistry
 
 from fraudlib import precedents
-from fraudlib.broker import ensure_topics
+from fraudlib.clients import start_clients, within
 from fraudlib.errors import ServiceError
 from fraudlib.journal import Journal
-from fraudlib.kafka import Publisher, client_options
+from fraudlib.kafka import Publisher
 from fraudlib.live_bundle import LiveBundle
 from fraudlib.observer import Observer
 from fraudlib.outputs import ModelError, Scorer
+from fraudlib.patience import UnpublishableError
 from fraudlib.quarantine import Quarantine
-from fraudlib.schema import TOPIC_ALERTS, TOPIC_SCORES, TOPIC_TRANSACTIONS
+from fraudlib.schema import TOPIC_TRANSACTIONS
 from fraudlib.settings import Settings
-from fraudlib.stages import Stages, UnpublishableError
+from fraudlib.stages import Stages
 from fraudlib.steady import SteadyLoader
 from fraudlib.telemetry import WorkerMetrics, calm_collector, configure_logging, serve_health
 from fraudlib.vigil import HungError, StuckError, Vigil
@@ -155,36 +156,9 @@ class Worker:
         return None
 
     async def _connect(self) -> AIOKafkaConsumer | None:
-        consumer: AIOKafkaConsumer | None = await self._patiently(self._start_clients)
-        return consumer
-
-    async def _start_clients(self) -> AIOKafkaConsumer:
-        s = self._settings
-        await ensure_topics(s.kafka_bootstrap_servers, s.topic_partitions, s.topic_replication)
-        await self._publisher.start()
-        counts = {t: await self._publisher.partitions(t) for t in (TOPIC_TRANSACTIONS, TOPIC_SCORES, TOPIC_ALERTS)}
-        if len(set(counts.values())) > 1:
-            raise ServiceError(f"expected topics of equally many partitions, found {counts}; create them anew")
-        consumer = AIOKafkaConsumer(
-            **client_options(s),
-            group_id=s.consumer_group,
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            session_timeout_ms=s.session_timeout_ms,
-            heartbeat_interval_ms=min(3000, s.session_timeout_ms // 3),
-            rebalance_timeout_ms=30_000,
-            max_poll_interval_ms=60_000,
-            max_partition_fetch_bytes=1_048_576,
-            fetch_max_bytes=8_388_608,
-            fetch_max_wait_ms=s.fetch_wait_ms,
-            # A broker that comes back empty may know no partitions at first; the default looks again after 5 minutes.
-            metadata_max_age_ms=5000,
+        consumer: AIOKafkaConsumer | None = await self._patiently(
+            lambda: start_clients(self._settings, self._publisher)
         )
-        try:
-            await consumer.start()
-        except BaseException:
-            await _within(consumer.stop(), 2.0)
-            raise
         return consumer
 
     async def _restart_publisher(self) -> bool:
@@ -216,7 +190,7 @@ class Worker:
             consumer.subscribe([TOPIC_TRANSACTIONS], listener=stages)
             code = await self._run_stages(stages, consumer)
         finally:
-            clean = await _within(consumer.stop(), 3.0)
+            clean = await within(consumer.stop(), 3.0)
             clean = await self._publisher.stop(2.0) and clean
         return code if clean else EXIT_NOT_DRAINED
 
@@ -265,16 +239,6 @@ def _raise_first(tasks: Iterable["asyncio.Task[Any]"]) -> None:
     for task in tasks:
         if task.done() and not task.cancelled() and (error := task.exception()):
             raise error
-
-
-async def _within(action: Any, seconds: float) -> bool:
-    """Whether the action ended well in time; a client's stop() waits for ever where the broker is gone."""
-    task = asyncio.ensure_future(action)
-    done, _ = await asyncio.wait([task], timeout=seconds)
-    if not done:
-        task.cancel()
-        return False
-    return task.exception() is None
 
 
 def load_scorer(settings: Settings, device: str | None = None) -> LoadScorer:

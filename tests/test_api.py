@@ -223,7 +223,7 @@ def test_other_addresses_and_methods_are_problems(client: TestClient) -> None:
 
 def test_a_failure_of_ones_own_is_a_problem_too(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug is answered in the same form, without its message."""
-    monkeypatch.setattr("fraudlib.api.prepare", lambda *_: 1 / 0)
+    monkeypatch.setattr("fraudlib.submission.prepare", lambda *_: 1 / 0)
     response = client.post("/transaction", json=TRIP)
     assert is_problem(response, 500, "internal-error")
     assert "division" not in response.text
@@ -408,10 +408,15 @@ def test_workers_that_lag_too_far_behind_close_the_door(client: TestClient, brok
         response = client.post(path, json=TRIP)
         assert is_problem(response, 429, "workers-behind")
         assert response.headers["retry-after"] == "30"
+    backlog.lag = None
+    assert post_as(client, "a").status_code == 202
+    backlog.lag = 1_000_100
+    assert post_as(client, "a").status_code == 202, "what was taken is answered as before"
+    assert is_problem(post_as(client, "b"), 429, "workers-behind")
     backlog._speed = 40.0
     assert client.post("/transaction", json=TRIP).headers["retry-after"] == "3"
     assert client.post("/labels", json={"transaction_id": "a", "verdict": "fraud"}).status_code == 202
-    assert len(sent(broker)) == 2
+    assert len(sent(broker)) == 3
 
 
 # -- many transactions ------------------------------------------------------------------------------------------------

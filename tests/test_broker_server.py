@@ -84,12 +84,32 @@ def test_what_is_no_batch_is_refused(data: bytes, error: int) -> None:
 
 def test_a_topic_is_made_once() -> None:
     """And with at least one partition."""
-    topics = Topics()
+    topics = Topics(1 << 20)
     assert topics.create("a", 2) == broker_log.NO_ERROR
     assert topics.create("a", 3) == broker_log.TOPIC_EXISTS
     assert topics.create("b", 0) == broker_log.BAD_PARTITIONS
     assert topics.get("a", 1) is not None
     assert topics.get("a", 2) is topics.get("a", -1) is topics.get("c", 0) is None
+
+
+def test_memory_is_bounded() -> None:
+    """The fullest log loses its oldest batches, never its last; what is gone is out of range, what is left is whole."""
+    topics = Topics(1 << 20)
+    topics.create("a", 2)
+    assert topics.append("b", 0, batch(b"x")) == (broker_log.UNKNOWN_TOPIC, -1)
+    topics.append("a", 1, batch(b"rare"))
+    for i in range(100):
+        assert topics.append("a", 0, batch(b"%d" % i + b"x" * 50_000)) == (broker_log.NO_ERROR, i)
+    full, rare = topics.get("a", 0), topics.get("a", 1)
+    assert full is not None
+    assert rare is not None
+    assert full.size + rare.size <= 1 << 20
+    assert (rare.start, rare.end, full.end) == (0, 1, 100)
+    assert 70 < full.start < 100
+    assert full.read(full.start - 1, 1)[0] == broker_log.OFFSET_OUT_OF_RANGE
+    assert [offset for offset, _ in records(full.read(full.start, 1 << 21)[1])] == list(range(full.start, 100))
+    topics.append("a", 1, batch(b"y" * 1_040_000))
+    assert rare.read(1, 1)[0] == broker_log.NO_ERROR
 
 
 # -- groups -----------------------------------------------------------------------------------------------------------
@@ -229,7 +249,7 @@ def address() -> Iterator[tuple[str, int]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         host, port = probe.getsockname()
-    process = subprocess.Popen([sys.executable, "-m", "fraudlib.broker_server", host, str(port)])
+    process = subprocess.Popen([sys.executable, "-m", "fraudlib.broker_server", host, str(port), "64"])
     end = time.monotonic() + 20
     while time.monotonic() < end:
         try:

@@ -13,6 +13,7 @@ import pytest
 
 from fraudlib import quarantine
 from fraudlib.journal import Journal, Suspect
+from fraudlib.outputs import process
 from fraudlib.quarantine import PIECE, Quarantine, kills, pieces
 from fraudlib.settings import Settings
 
@@ -186,6 +187,20 @@ def test_order_is_kept_and_other_partitions_are_left_alone() -> None:
     cut = list(pieces(batch, {0: Suspect(10, 80, 1), 1: Suspect(2, 4, 2)}, {0: [90]}))
     assert [m for piece, _ in cut for m in piece] == batch
     assert [len(piece) for piece, _ in cut] == [2, 1, 1, 1 + 10, PIECE, 70 - PIECE, 10, 1, 9 + 3]
+
+
+def test_a_batch_too_large_to_decode_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory can be short outside the model too; the outputs are those of the whole batch, in order."""
+
+    def scarce(batch: Any, scorer: Any) -> Any:
+        if len(batch) > 30:
+            raise MemoryError
+        return process(batch, scorer)
+
+    monkeypatch.setattr(quarantine, "process", scarce)
+    out = Life(tmp_path).process(messages(100))
+    assert [orjson.loads(row[1])["src_offset"] for row in out.scores[0]] == list(range(100))
+    assert out.scored == 100
 
 
 def test_partitions_that_moved_on_leave_no_suspicion(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ import pytest
 from aiokafka import TopicPartition
 from prometheus_client import CollectorRegistry
 
+from fraudlib import patience
+from fraudlib.kafka import OutcomeUnknownError, RefusedError
 from fraudlib.outputs import ModelError
 from fraudlib.steady import SteadyLoader, is_device_error, is_out_of_memory
 from fraudlib.telemetry import WorkerMetrics
@@ -199,3 +201,25 @@ def test_a_model_that_hangs_and_partitions_that_are_never_taken_on_are_given_up(
         vigil(scoring_since=time.monotonic(), is_trying=True)
     with pytest.raises(StuckError, match="taken on"):
         vigil(is_assigned=False)
+
+
+def test_patience_ends_with_refusals_or_time_and_never_after_a_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three refusals in a row, or half a minute of answers that never come, end in an error that says what to do."""
+    clock = [100.0]
+    monkeypatch.setattr(patience.time, "monotonic", lambda: clock[0])
+    tried = patience.Patience(30.0)
+    for _ in range(5):
+        tried.failed(RefusedError("no"))
+        tried.failed(RefusedError("no"))
+        tried.succeeded()
+    for _ in range(3):
+        clock[0] += 10
+        tried.failed(OutcomeUnknownError("no answer"))
+    clock[0] += 11
+    with pytest.raises(patience.UnpublishableError, match=r"no answer.*mend the topic"):
+        tried.failed(OutcomeUnknownError("no answer"))
+    refused = patience.Patience(30.0)
+    for _ in range(2):
+        refused.failed(RefusedError("too large"))
+    with pytest.raises(patience.UnpublishableError, match="too large"):
+        refused.failed(RefusedError("too large"))

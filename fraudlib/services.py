@@ -1,0 +1,64 @@
+"""What the API's routes share: the link to the broker, what is read back from it, and what is remembered."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Final
+
+from prometheus_client import CollectorRegistry
+
+from fraudlib.backlog import Backlog
+from fraudlib.feeds import AlertFeed, ScoreFeed
+from fraudlib.idempotency import Answers
+from fraudlib.intake import outcome_problem
+from fraudlib.kafka import NotSentError, OutcomeUnknownError
+from fraudlib.link import Link
+from fraudlib.problems import Problem
+from fraudlib.settings import Settings
+from fraudlib.telemetry import ApiMetrics
+
+DRAIN_SECONDS: Final = 5
+
+
+class Services:
+    """What the routes share for the life of the app."""
+
+    def __init__(self, settings: Settings, registry: CollectorRegistry) -> None:
+        self.settings = settings
+        self.metrics = ApiMetrics(registry)
+        self.answers = Answers(settings)
+        self.scores = ScoreFeed(settings)
+        self.alerts = AlertFeed(settings)
+        self.backlog = Backlog(settings, self.metrics)
+        self.link = Link(settings, self.metrics, self._restart_feeds)
+
+    def _restart_feeds(self) -> None:
+        self.scores.restart()
+        self.alerts.restart()
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Keep the link and the feeds alive."""
+        tasks = [asyncio.create_task(part.run()) for part in (self.link, self.scores, self.alerts, self.backlog)]
+        try:
+            yield
+        finally:
+            self.alerts.close()
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=DRAIN_SECONDS)
+
+    def require_broker(self) -> None:
+        """Refuse at once what cannot be sent."""
+        if not self.link.is_up:
+            raise Problem(
+                503, "the broker does not answer; nothing was taken, try again", "not-sent", {"Retry-After": "2"}
+            )
+
+    async def send(self, topic: str, transaction_id: str, message: bytes) -> None:
+        """Publish one message; a problem says what is known of its outcome."""
+        try:
+            with self.metrics.publish.time():
+                await self.link.publisher.send(topic, transaction_id.encode(), message)
+        except (NotSentError, OutcomeUnknownError) as err:
+            raise outcome_problem(err) from err
