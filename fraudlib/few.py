@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from fraudlib import model as m
-from fraudlib.features import CODE_FIELDS, FEATURE_NAMES, FIELDS
+from fraudlib.features import CODE_FIELDS, FIELDS
 
 Floats = NDArray[np.float32]
 FEW: Final = 32  # rows up to which this is the faster way
@@ -37,12 +37,11 @@ class FewRows:
         views = net.side_by_side()
         self._mean, self._scale = _numpy(net.mean), _numpy(net.scale)
         self._indicator = net.indicator.cpu().numpy()
-        self._views = _numpy(views.weight), _numpy(views.bias)
+        self._views = _numpy(views.weight[:-1]), _numpy(views.weight[-1])
         self._encoder, self._decoder = _layer(net.encoder), _layer(net.decoder)
         self._out = _numpy(views.out_weight), _numpy(views.out_bias)
-        self._at, self._target = views.location_at.cpu().numpy(), views.target.cpu().numpy()
+        self._target = views.target.cpu().numpy()
         self._head = [_layer(layer) for layer in model.head.layers if isinstance(layer, torch.nn.Linear)]
-        self._codes = {name: [FEATURE_NAMES.index(f) for f in m.code_features(name)] for name in CODE_FIELDS}
 
     def __call__(self, x: Floats) -> tuple[Floats, Floats, Floats]:
         """Head's logits (n, 2 + P), surprises and expectations (n, R) each, of features (n, F)."""
@@ -53,31 +52,35 @@ class FewRows:
         first = np.maximum(_linear(np.concatenate([z, observed], axis=1), self._views), 0).reshape(n * len(m.VIEWS), -1)
         hidden = np.maximum(_linear(first, self._encoder), 0)
         last = np.maximum(_linear(hidden, self._decoder), 0) + first
-        out = _linear(last, self._out).reshape(n, -1)
-        surprise, expected = (np.empty((n, len(m.READINGS)), dtype=np.float32) for _ in range(2))
-        location, log_spread = out[:, self._at], np.clip(out[:, self._at + 1], m.MIN_LOG_SPREAD, m.MAX_LOG_SPREAD)
-        residual = (z[:, self._target] - location) * np.exp(-log_spread) * observed[:, self._target]
-        surprise[:, m.AMOUNT_READINGS] = np.abs(residual)
-        expected[:, m.AMOUNT_READINGS] = location * self._scale[self._target] + self._mean[self._target]
-        self._read_codes(x, observed, out, surprise, expected)
+        out = _linear(last.reshape(n, -1), self._out)
+        location, log_spread, codes = np.split(out, [m.AMOUNT_READINGS, 2 * m.AMOUNT_READINGS], axis=1)
+        precision = np.exp(-np.clip(log_spread, m.MIN_LOG_SPREAD, m.MAX_LOG_SPREAD))
+        residual = (z[:, self._target] - location) * precision * observed[:, self._target]
+        usual = location * self._scale[self._target] + self._mean[self._target]
+        code_surprise, likeliest = self._codes(x, observed, codes)
+        surprise = np.concatenate([np.abs(residual), *code_surprise], axis=1)
         tamed = np.sign(residual) * np.log1p(np.abs(residual))
         head = np.concatenate([z, observed, np.log1p(surprise), tamed], axis=1)
         for layer in self._head[:-1]:
             head = np.maximum(_linear(head, layer), 0)
-        return _linear(head, self._head[-1]), surprise, expected
+        return _linear(head, self._head[-1]), surprise, np.concatenate([usual, *likeliest], axis=1)
 
-    def _read_codes(self, x: Floats, observed: Floats, out: Floats, surprise: Floats, expected: Floats) -> None:
-        rows = np.arange(len(x))
-        for r in m.CODE_READINGS:
-            at, field = m.code_outputs(r)
-            classes = len(CODE_FIELDS[field])
-            scores = out[:, at : at + classes + 1]
-            one_hot = np.nan_to_num(x[:, self._codes[field]], nan=0.0)
-            code = np.where(one_hot.any(axis=1), one_hot.argmax(axis=1), classes)
-            top = scores.max(axis=1, keepdims=True)
-            log_sum = top[:, 0] + np.log(np.exp(scores - top).sum(axis=1))
-            surprise[:, r] = (log_sum - scores[rows, code]) * observed[:, FIELDS.index(field)]
-            expected[:, r] = scores[:, :classes].argmax(axis=1)
+    @staticmethod
+    def _codes(x: Floats, observed: Floats, out: Floats) -> tuple[list[Floats], list[Floats]]:
+        surprise: list[Floats] = []
+        likeliest: list[Floats] = []
+        n, at = len(x), 0
+        for field, codes in CODE_FIELDS.items():
+            views, classes = sum(r.startswith(field) for r in m.READINGS), len(codes) + 1
+            scores = out[:, at : at + views * classes].reshape(n, views, classes)
+            code = m.MaskedAutoencoder.code_class(torch.from_numpy(x), field).numpy()
+            top = scores.max(axis=2)
+            log_sum = top + np.log(np.exp(scores - top[:, :, None]).sum(axis=2))
+            missed = log_sum - scores[np.arange(n), :, code]
+            surprise.append(missed * observed[:, FIELDS.index(field), None])
+            likeliest.append(scores[:, :, :-1].argmax(axis=2).astype(np.float32))
+            at += views * classes
+        return surprise, likeliest
 
 
 def _linear(x: Floats, layer: tuple[Floats, Floats]) -> Floats:

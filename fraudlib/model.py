@@ -49,18 +49,17 @@ VIEWS = (
     View("extras", _EXTRAS, _EXTRAS),
     View("codes", _CODES, _CODES),
 )
-# A reading is one field's prediction in one view: (position of the view, field).
-_READ = tuple((v, field) for v, view in enumerate(VIEWS) for field in view.read)
+# A reading is one field's prediction in one view: (position of the view, field). Amounts first, then code by code.
+_READ = tuple(
+    (v, field)
+    for wanted in (AMOUNT_FIELDS, *((c,) for c in CODE_FIELDS))
+    for v, view in enumerate(VIEWS)
+    for field in view.read
+    if field in wanted
+)
 READINGS = tuple(f"{field}/{VIEWS[v].name}" for v, field in _READ)
 READING_FIELDS = tuple(PREDICTED.index(field) for _, field in _READ)
-AMOUNT_READINGS = tuple(r for r, (_, field) in enumerate(_READ) if field in AMOUNT_FIELDS)
-CODE_READINGS = tuple(r for r, (_, field) in enumerate(_READ) if field in CODE_FIELDS)
-# Outputs of a view: location and log spread of each amount, then the classes of each code.
-_CODE_AT = {
-    name: 2 * N_AMOUNTS + sum(len(CODE_FIELDS[other]) + 1 for other in list(CODE_FIELDS)[:i])
-    for i, name in enumerate(CODE_FIELDS)
-}
-_N_OUT = 2 * N_AMOUNTS + sum(len(codes) + 1 for codes in CODE_FIELDS.values())
+AMOUNT_READINGS = sum(field in AMOUNT_FIELDS for _, field in _READ)
 N_LOGITS = 2  # of a fraud like those that were taught, and of anything changed
 # The feature whose absence says that the field is missing.
 _INDICATOR = {
@@ -152,21 +151,33 @@ class MaskedAutoencoder(nn.Module):
             return kept
         visible = torch.cat([1.0 - ((self.view_hides @ self.hidden_by) > 0).float(), 1.0 - self.view_hides], dim=1)
         weight = self.inputs.weight * visible[:, None]  # (V, W, F + fields)
-        outputs = [self.amounts, *(self.codes[name] for name in CODE_FIELDS)]
-        amounts = [_READ[r] for r in AMOUNT_READINGS]
-        device = self.mean.device
+        width = self.encoder.in_features
+        rows = [(v, *self._outputs(field)) for v, field in _READ]
+        # Locations of all amounts, then their log spreads, then the classes of the codes.
+        amounts = [(v, w[part], b[part]) for part in (slice(0, 1), slice(1, 2)) for v, w, b in rows[:AMOUNT_READINGS]]
+        order = amounts + rows[AMOUNT_READINGS:]
+        out_weight = self.mean.new_zeros(len(VIEWS) * width, sum(len(b) for _, _, b in order))
+        at = 0
+        for v, w, b in order:
+            out_weight[v * width : (v + 1) * width, at : at + len(b)] = w.T
+            at += len(b)
+        target = [AMOUNT_FIELDS.index(field) for _, field in _READ[:AMOUNT_READINGS]]
         made = SideBySide(
-            weight.reshape(-1, visible.shape[1]).T.contiguous(),
-            self.inputs.bias.repeat(len(VIEWS)),
-            torch.cat([layer.get_parameter("weight") for layer in outputs]).T.contiguous(),
-            torch.cat([layer.get_parameter("bias") for layer in outputs]),
-            torch.tensor([v * _N_OUT + 2 * AMOUNT_FIELDS.index(field) for v, field in amounts], device=device),
-            torch.tensor([AMOUNT_FIELDS.index(field) for _, field in amounts], device=device),
-            torch.tensor(AMOUNT_READINGS, device=device),
+            torch.cat([weight.reshape(-1, visible.shape[1]).T, self.inputs.bias.repeat(len(VIEWS))[None]]).detach(),
+            out_weight.detach(),
+            torch.cat([b for _, _, b in order]).detach(),
+            torch.tensor(target, device=self.mean.device),
         )
         if not self.training:
             self._side_by_side = made
         return made
+
+    def _outputs(self, field: str) -> tuple[Tensor, Tensor]:
+        """Weight (outputs, W) and bias of one field's prediction: location and log spread, or the classes of a code."""
+        if field in CODE_FIELDS:
+            return self.codes[field].get_parameter("weight"), self.codes[field].get_parameter("bias")
+        pair = slice(2 * AMOUNT_FIELDS.index(field), 2 * AMOUNT_FIELDS.index(field) + 2)
+        return self.amounts.weight[pair], self.amounts.bias[pair]
 
     @torch.no_grad()
     def surprises(self, features: Tensor) -> "Surprises":
@@ -177,47 +188,42 @@ class MaskedAutoencoder(nn.Module):
         features : Tensor of shape (B, F), float32, NaN where missing.
         """
         x, observed = self.standardise(features)
-        w = self.side_by_side()
-        first = torch.addmm(w.bias, torch.cat([x, observed], dim=1), w.weight).relu_()
-        first = first.view(len(x) * len(VIEWS), self.encoder.in_features)
+        w, n = self.side_by_side(), len(x)
+        first = torch.mm(torch.cat([x, observed, x.new_ones(n, 1)], dim=1), w.weight).relu_()
+        first = first.view(n * len(VIEWS), self.encoder.in_features)
         last = self.decoder(self.encoder(first).relu_()).relu_().add_(first)
-        out = torch.addmm(w.out_bias, last, w.out_weight).view(len(x), len(VIEWS) * _N_OUT)  # (B, V outputs)
-        location = out.index_select(1, w.location_at)
-        log_spread = out.index_select(1, w.location_at + 1).clamp_(MIN_LOG_SPREAD, MAX_LOG_SPREAD)
-        residual = x.index_select(1, w.target).sub_(location).mul_(log_spread.neg_().exp_())
+        out = torch.addmm(w.out_bias, last.view(n, len(w.out_weight)), w.out_weight)
+        location, log_spread = out[:, :AMOUNT_READINGS], out[:, AMOUNT_READINGS : 2 * AMOUNT_READINGS]
+        precision = log_spread.clamp(MIN_LOG_SPREAD, MAX_LOG_SPREAD).neg_().exp_()
+        residual = x.index_select(1, w.target).sub_(location).mul_(precision)
         residual = residual.mul_(observed.index_select(1, w.target))
-        surprise, expected = x.new_empty(len(x), len(READINGS)), x.new_empty(len(x), len(READINGS))
-        surprise.index_copy_(1, w.reading, residual.abs())
-        expected.index_copy_(1, w.reading, location * self.scale[w.target] + self.mean[w.target])
-        codes = {name: self.code_class(features, name)[:, None] for name in CODE_FIELDS}
-        for r in CODE_READINGS:
-            at, field = code_outputs(r)
-            classes = len(CODE_FIELDS[field])
-            logp = torch.log_softmax(out[:, at : at + classes + 1], dim=1)
-            surprise[:, r] = -logp.gather(1, codes[field])[:, 0] * observed[:, FIELDS.index(field)]
-            expected[:, r] = logp[:, :classes].argmax(dim=1).float()
-        return Surprises(x, observed, surprise, residual, expected)
+        surprise, expected = [residual.abs()], [location * self.scale[w.target] + self.mean[w.target]]
+        at = 2 * AMOUNT_READINGS
+        for field, codes in CODE_FIELDS.items():
+            views, classes = sum(f == field for _, f in _READ), len(codes) + 1
+            logp = torch.log_softmax(out[:, at : at + views * classes].reshape(n, views, classes), dim=2)
+            code = self.code_class(features, field)[:, None, None].expand(n, views, 1)
+            surprise.append(-logp.gather(2, code)[:, :, 0] * observed[:, FIELDS.index(field), None])
+            expected.append(logp[:, :, :-1].argmax(dim=2).float())
+            at += views * classes
+        return Surprises(x, observed, torch.cat(surprise, 1), residual, torch.cat(expected, 1))
 
-    def code_class(self, features: Tensor, field: str) -> Tensor:
+    @staticmethod
+    def code_class(features: Tensor, field: str) -> Tensor:
         """Class of a code field, (B,), int64: its position in CODE_FIELDS, one past the end for any other code."""
-        names = [FEATURE_NAMES.index(name) for name in code_features(field)]
-        one_hot = torch.nan_to_num(features[:, names], nan=0.0)
-        other = 1.0 - one_hot.sum(dim=1, keepdim=True)
-        return torch.cat([one_hot, other], dim=1).argmax(dim=1)
+        first, classes = FEATURE_NAMES.index(code_feature(field)), len(CODE_FIELDS[field])
+        one_hot = torch.nan_to_num(features[:, first : first + classes], nan=0.0)
+        # From one past the end, a step back for each class between the code and there.
+        back = torch.arange(classes, 0, -1, device=features.device, dtype=features.dtype)
+        return (classes - one_hot @ back).long().clamp_(0, classes)
 
 
 _CODE_PREFIX = {"rate_code_id": "rate_code", "payment_type": "payment"}
 
 
-def code_features(field: str) -> list[str]:
-    """Names of the features that are 1 for one code each, in the order of CODE_FIELDS."""
-    return [f"{_CODE_PREFIX[field]}_{code}" for code in CODE_FIELDS[field]]
-
-
-def code_outputs(reading: int) -> tuple[int, str]:
-    """Where a code's classes begin among all views' outputs, and its field."""
-    v, field = _READ[reading]
-    return v * _N_OUT + _CODE_AT[field], field
+def code_feature(field: str) -> str:
+    """Name of the first of a code's features, which follow each other: 1 for one code each, as in CODE_FIELDS."""
+    return f"{_CODE_PREFIX[field]}_{CODE_FIELDS[field][0]}"
 
 
 @dataclass(frozen=True)
@@ -226,19 +232,15 @@ class SideBySide:
 
     Attributes
     ----------
-    weight, bias : of the first layer, what a view hides zeroed, (F + fields, V W) and (V W,).
-    out_weight, out_bias : of every output of a view, (W, outputs) and (outputs,).
-    location_at : where each amount reading's location is among all views' outputs. target : the feature it predicts.
-    reading : which reading it is.
+    weight : of the first layer, what a view hides zeroed, the bias as its last row, (F + fields + 1, V W).
+    out_weight, out_bias : of the readings' outputs on all views' last layers, (V W, outputs) and (outputs,).
+    target : the feature that each amount reading predicts, (A,).
     """
 
     weight: Tensor
-    bias: Tensor
     out_weight: Tensor
     out_bias: Tensor
-    location_at: Tensor
     target: Tensor
-    reading: Tensor
 
 
 @dataclass(frozen=True)
@@ -265,7 +267,7 @@ class Head(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        size = N_FEATURES + len(FIELDS) + len(READINGS) + len(AMOUNT_READINGS)
+        size = N_FEATURES + len(FIELDS) + len(READINGS) + AMOUNT_READINGS
         layers: list[nn.Module] = []
         for _ in range(config.head_depth):
             layers += [nn.Linear(size, config.head_width), nn.ReLU()]
