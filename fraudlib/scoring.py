@@ -13,7 +13,6 @@ from fraudlib import features
 from fraudlib.calibration import Calibration
 from fraudlib.errors import ServiceError
 from fraudlib.features import CODE_FIELDS, DISTANCE_FLOOR, DURATION_FLOOR
-from fraudlib.few import FEW, FewRows
 from fraudlib.model import N_LOGITS, PREDICTED, READING_FIELDS, READINGS, FraudModel
 from fraudlib.statistics import Statistics, duration_minutes
 
@@ -117,7 +116,6 @@ class Scorer:
         self.bundle_id = bundle_id
         self.device = pick_device(device)
         self.model = model.eval().to(self.device)
-        self._few = FewRows(self.model) if self.device.type == "cpu" else None
         self.statistics = statistics
         self.calibration = calibration
         self.threshold = threshold
@@ -139,17 +137,11 @@ class Scorer:
     def score(self, columns: Columns) -> Scores:
         """Score every row of the columns, shape (n,) each; missing columns are missing fields."""
         x = features.build(columns, self.statistics)
-        raw = self._raw_scores(x)
+        raw = raw_scores(self.model, x, self.device)
         score = self.calibration.score(raw.logit, raw.surprise)
         flagged = score > self.threshold
         rows = np.flatnonzero(flagged)
         return Scores(score, flagged, self._reasons(columns, x, raw, rows) if len(rows) else {})
-
-    def _raw_scores(self, x: NDArray[np.float32]) -> Raw:
-        if self._few is None or not 0 < len(x) <= FEW:
-            return raw_scores(self.model, x, self.device)
-        out, surprise, expected = (part.astype(np.float64) for part in self._few(x))
-        return Raw(out[:, :N_LOGITS], out[:, N_LOGITS:], surprise, expected)
 
     def _reasons(
         self, columns: Columns, x: NDArray[np.float32], raw: Raw, rows: NDArray[np.intp]
