@@ -100,10 +100,11 @@ def _model(bundle: Manifest) -> Iterator[str]:
     sizes = f" (width {p['width']}, bottleneck {p['latent_dim']})" if {"width", "latent_dim"} <= set(p) else ""
     yield "## Model"
     yield (
-        f"A masked autoencoder{sizes} learns from trips as they come to predict each field from the others, with a "
-        f"spread of its own; {len(bundle.features)} features. A small head, taught with planted fraud and with "
-        "corruption of random fields, weighs the surprises. The score is a rarity: 2 is what one honest trip in a "
-        "hundred reaches."
+        f"A masked autoencoder{sizes} learns from trips as they come to predict hidden fields from the others, with a "
+        f"spread of their own, in views that hide what fraud changes together; {len(bundle.features)} features. "
+        "A small head, taught with planted fraud and with corruption of random fields, weighs the surprises: how like "
+        "known fraud a trip is, and whether it looks changed at all. The score is a rarity: 2 is what one honest trip "
+        "in a hundred reaches."
     )
 
 
