@@ -256,11 +256,12 @@ def fit_head(
         pairs.append(tuple(head_inputs(model, x) for x in worse_pairs(columns, statistics, seed + 5, kinds)))
     inputs, labels = (torch.cat(part) for part in zip(*sets, strict=True))
     before, worse = (torch.cat(part) for part in zip(*pairs, strict=True))
+    del sets, pairs  # what the rounds took is as large again
     generator = torch.Generator().manual_seed(config.seed)
     check, check_labels = _seen(model, teach_set(valid_columns, statistics, config.seed * 1000 + 999, kinds))
 
     def step(rows: Tensor) -> Tensor:
-        some = torch.randint(0, len(before), (max(len(rows) // 4, 1),), generator=generator)
+        some = torch.randint(0, len(before), (max(len(rows) // 8, 1),), generator=generator)
         gap = model.head(before[some])[:, 1] - model.head(worse[some])[:, 1]
         ordered = nn.functional.softplus(gap + WORSE_MARGIN).mean()
         return _head_loss(model.head(inputs[rows]), labels[rows]) + WORSE_WEIGHT * ordered
