@@ -104,11 +104,13 @@ class Calibration:
     ----------
     readings : name of a reading -> rarity of its surprise.
     known, anything : rarity of the logits of a known fraud, and of anything changed.
+    repeat : rarity of a trip that repeats an earlier one; 0 where it was not measured.
     """
 
     readings: dict[str, Rarity]
     known: Rarity
     anything: Rarity
+    repeat: float = 0.0
 
     @cached_property
     def _backstop_at(self) -> Array:
@@ -136,25 +138,31 @@ class Calibration:
     def to_json(self) -> dict[str, Any]:
         """JSON-ready."""
         readings = {name: rarity.to_json() for name, rarity in self.readings.items()}
-        return {"readings": readings, "known": self.known.to_json(), "anything": self.anything.to_json()}
+        logits = {"known": self.known.to_json(), "anything": self.anything.to_json()}
+        return {"readings": readings, **logits, "repeat": self.repeat}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Calibration":
         """Inverse of `to_json`; SchemaError where a part is missing."""
         try:
             readings = {name: Rarity.from_json(part) for name, part in data["readings"].items()}
-            return cls(readings, Rarity.from_json(data["known"]), Rarity.from_json(data["anything"]))
+            known, anything = (Rarity.from_json(data[name]) for name in ("known", "anything"))
+            return cls(readings, known, anything, float(data["repeat"]))
         except (KeyError, TypeError, AttributeError, ValueError) as err:
-            raise SchemaError(f"calibration: expected readings, known and anything, found {err!r}") from err
+            raise SchemaError(f"calibration: expected readings, known, anything and repeat, found {err!r}") from err
 
 
-def fit(logit: Array, surprise: Array, readings: tuple[str, ...]) -> Calibration:
+def fit(
+    logit: Array, surprise: Array, readings: tuple[str, ...], repeated: NDArray[np.bool_] | None = None
+) -> Calibration:
     """Calibration from honest validation trips.
 
     Parameters
     ----------
     logit : array of shape (n, 2), float64. surprise : array of shape (n, R), float64.
     readings : names of the R readings.
+    repeated : (n,), which trips repeat an earlier one (`repeats.find`).
     """
+    repeat = 0.0 if repeated is None else float(-np.log10((repeated.sum() + 1) / (len(repeated) + 1)))
     fitted = {name: fit_rarity(surprise[:, i]) for i, name in enumerate(readings)}
-    return Calibration(fitted, fit_rarity(logit[:, 0]), fit_rarity(logit[:, 1]))
+    return Calibration(fitted, fit_rarity(logit[:, 0]), fit_rarity(logit[:, 1]), repeat)

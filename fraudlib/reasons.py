@@ -27,7 +27,11 @@ def in_words(reason: Mapping[str, Any]) -> str:
     'fare_amount 48.20, expected 14.10'
     >>> in_words({"field": "rate_code_id", "observed": 5.0, "expected": 1.0, "surprise": 2.0})
     'rate_code_id 5, expected 1'
+    >>> in_words({"field": "pickup_datetime", "observed": 1.4, "expected": 10.0, "surprise": 3.3})
+    'repeats a trip of 1.4 minutes before'
     """
+    if reason["field"] == "pickup_datetime":
+        return f"repeats a trip of {reason['observed']:.1f} minutes before"
     field, observed, expected = reason["field"], reason.get("observed"), reason.get("expected")
     seen = f"{field} missing" if observed is None else f"{field} {_number(field, observed)}"
     return seen if expected is None else f"{seen}, expected {_number(field, expected)}"

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from fraudlib import trips
 from fraudlib.errors import DataError
 from fraudlib.reasons import in_words
+from fraudlib.repeats import Lookback
 
 if TYPE_CHECKING:
     from fraudlib.scoring import Scorer, Scores
@@ -164,13 +165,14 @@ def score_file(source: Path, output: Path, scorer: "Scorer", progress: Callable[
         If the input is not trips; the message names the column.
     """
     check_paths(source, output)
-    started = time.perf_counter()
+    started, lookback = time.perf_counter(), Lookback()
     rows = flagged = 0
     partial = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
         with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
             for chunk in chunks(trips.batches(source, CHUNK_ROWS), CHUNK_ROWS):
-                scores = scorer.score(trips.to_columns(chunk))
+                columns = trips.to_columns(chunk)
+                scores = scorer.with_repeats(scorer.score(columns), lookback.find(columns))
                 writer.write_table(scored(rows, scores, scorer.threshold))
                 rows += chunk.num_rows
                 flagged += int(scores.is_flagged.sum())

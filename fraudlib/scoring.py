@@ -14,6 +14,7 @@ from fraudlib.calibration import Calibration
 from fraudlib.errors import ServiceError
 from fraudlib.features import CODE_FIELDS, DISTANCE_FLOOR, DURATION_FLOOR
 from fraudlib.model import N_LOGITS, PREDICTED, READING_FIELDS, READINGS, FraudModel
+from fraudlib.repeats import WINDOW_MINUTES
 from fraudlib.statistics import Statistics, duration_minutes
 
 Array = NDArray[np.float64]
@@ -142,6 +143,28 @@ class Scorer:
         flagged = score > self.threshold
         rows = np.flatnonzero(flagged)
         return Scores(score, flagged, self._reasons(columns, x, raw, rows) if len(rows) else {})
+
+    def with_repeats(self, scores: Scores, minutes: Array) -> Scores:
+        """The same scores, with trips that repeat an earlier one at least as high as such a trip is rare.
+
+        Parameters
+        ----------
+        minutes : (n,), since the trip that each one repeats, NaN where none (`repeats.find`).
+        """
+        rows = np.flatnonzero(~np.isnan(minutes))
+        score = scores.anomaly_score.copy()
+        score[rows] = np.maximum(score[rows], self.calibration.repeat)
+        flagged = score > self.threshold
+        reasons = dict(scores.reasons)
+        for row in rows[flagged[rows]].tolist():
+            repeat = {
+                "field": "pickup_datetime",
+                "observed": round(float(minutes[row]), 2),
+                "expected": WINDOW_MINUTES,
+                "surprise": round(self.calibration.repeat, 2),
+            }
+            reasons[row] = [repeat, *reasons.get(row, [])][:MAX_REASONS]
+        return Scores(score, flagged, reasons)
 
     def _reasons(
         self, columns: Columns, x: NDArray[np.float32], raw: Raw, rows: NDArray[np.intp]

@@ -34,9 +34,9 @@ SHORT_REQUEST = ("trip_distance", "duration_minutes", "fare_amount")
 class TrainingConfig:
     """How to train; epochs are passes over the training split."""
 
-    epochs: int = 20
+    epochs: int = 16
     head_rounds: int = 6
-    head_epochs: int = 8
+    head_epochs: int = 7
     batch_size: int = 1024
     learning_rate: float = 3e-3
     weight_decay: float = 1e-4

@@ -47,3 +47,18 @@ def plant(columns: Columns, share: float, rounds: int, seed: int, kinds: Sequenc
         {field: np.concatenate([p.changed[field] for p in parts]) for field in parts[0].changed},
         np.concatenate([p.loss_usd for p in parts]),
     )
+
+
+def sent_twice(columns: Columns, share: float, seed: int) -> tuple[dict[str, NDArray[np.generic]], Bools]:
+    """Trips with some of them sent once more, seconds later and up to 5 % dearer; and which ones are those.
+
+    Parameters
+    ----------
+    columns : honest trips, shape (n,) each; not changed. share : share of them that is sent again.
+    """
+    kind, rng = fraud.KINDS["resubmitted"], np.random.default_rng(seed)
+    rows = np.flatnonzero(kind.eligible(columns))
+    again = features.take(columns, np.sort(rng.choice(rows, round(share * len(rows)), replace=False)))
+    kind.apply(again, rng)
+    everything = features.concat([columns, again])
+    return everything, np.arange(features.row_count(everything)) >= features.row_count(columns)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fraudlib import calibration, features, paths, scoring, statistics, training, trips
+from fraudlib import calibration, features, paths, repeats, scoring, statistics, training, trips
 from fraudlib.calibration import Calibration
 from fraudlib.model import READINGS, FraudModel, ModelConfig
 from fraudlib.scoring import Scorer
@@ -43,6 +43,6 @@ def room(sample: Columns) -> Room:
     fitted = statistics.fit(train)
     model, curves = training.fit(train, valid, fitted, ModelConfig(), SMALL, progress=False)
     raw = scoring.raw_scores(model, features.build(valid, fitted))
-    rarity = calibration.fit(raw.logit, raw.surprise, READINGS)
+    rarity = calibration.fit(raw.logit, raw.surprise, READINGS, ~np.isnan(repeats.find(valid)))
     threshold = float(np.quantile(rarity.score(raw.logit, raw.surprise), 0.99))
     return Room(train, valid, fitted, model, curves, rarity, Scorer("small", model, fitted, rarity, threshold))

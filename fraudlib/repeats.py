@@ -1,0 +1,74 @@
+"""Trips that repeat an earlier one: a ride submitted again, seconds later and a little dearer.
+
+No single record shows this, so it is looked for where many trips lie side by side, as in a file.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fraudlib.features import concat, row_count, take
+from fraudlib.statistics import duration_minutes
+
+Array = NDArray[np.float64]
+Columns = Mapping[str, NDArray[np.generic]]
+
+WINDOW_MINUTES: Final = 10.0  # later than this the same ride may well be driven again
+LEAST_MILES: Final = 0.3  # below it rides are alike by chance
+CLOSE: Final = 0.02  # distance and duration may differ by this share: 0.01 miles and two seconds are rounding
+DEAREST: Final = 1.05  # times the first fare, and half a unit of the meter, which shows whole units
+HALF_UNIT_USD: Final = 0.35
+NEIGHBOURS: Final = 3  # later trips between the same zones that are compared with each
+_NEEDED: Final = ("pickup_datetime", "pickup_location_id", "dropoff_location_id", "trip_distance", "fare_amount")
+
+
+def find(columns: Columns) -> Array:
+    """Minutes since the trip that each one repeats, (n,); NaN where it repeats none.
+
+    An identical pickup time is the same record delivered twice, which is no fraud and not counted.
+
+    Parameters
+    ----------
+    columns : trips, shape (n,) each; none repeats another where zones, times, miles or fares are missing.
+    """
+    n = row_count(columns)
+    out = np.full(n, np.nan)
+    if n < 2 or any(name not in columns for name in _NEEDED):
+        return out
+    second = columns["pickup_datetime"].astype("datetime64[s]").astype(np.int64)
+    known = ~np.isnat(columns["pickup_datetime"].astype("datetime64[us]"))
+    pickup, dropoff, miles, fare = (columns[name].astype(np.float64) for name in _NEEDED[1:])
+    minutes = duration_minutes(columns, n)
+    order = np.lexsort((second, dropoff, pickup))
+    for lag in range(1, NEIGHBOURS + 1):
+        first, again = order[:-lag], order[lag:]
+        gap = second[again] - second[first]
+        with np.errstate(invalid="ignore"):
+            same = (pickup[first] == pickup[again]) & (dropoff[first] == dropoff[again]) & known[first] & known[again]
+            same &= (gap > 0) & (gap <= WINDOW_MINUTES * 60) & (miles[first] > LEAST_MILES)
+            same &= np.abs(miles[again] - miles[first]) <= np.maximum(CLOSE * miles[first], 0.011)
+            same &= np.abs(minutes[again] - minutes[first]) <= np.maximum(CLOSE * minutes[first], 2 / 60)
+            same &= (
+                (fare[first] > 0)
+                & (fare[again] >= fare[first])
+                & (fare[again] <= DEAREST * fare[first] + HALF_UNIT_USD)
+            )
+        out[again[same]] = np.fmin(out[again[same]], gap[same] / 60)
+    return out
+
+
+class Lookback:
+    """Finds repeats in a file that is read in pieces: a piece is held against the one before it as well."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, NDArray[np.generic]] = {}
+
+    def find(self, columns: Columns) -> Array:
+        """As `find`, for the next piece, (n,)."""
+        mine = {name: columns[name] for name in (*_NEEDED, "dropoff_datetime", "duration_minutes") if name in columns}
+        n, before = row_count(columns), row_count(self._before)
+        both = concat([self._before, mine]) if before and self._before.keys() == mine.keys() else mine
+        self._before = take(mine, slice(0, None))
+        return find(both)[-n:] if n else np.zeros(0)
