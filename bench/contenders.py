@@ -12,18 +12,19 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import pandas as pd
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from sklearn.ensemble import IsolationForest
 from sklearn.preprocessing import StandardScaler
 
 from bench.records import SAMPLE
 from fraudlib import baselines, paths, trips
-from fraudlib.kafka import Publisher, client_options
+from fraudlib.kafka import Publisher, Row, client_options
 from fraudlib.schema import TOPIC_SCORES, TOPIC_TRANSACTIONS
 from fraudlib.settings import Settings
-from fraudlib.telemetry import configure_logging
+from fraudlib.telemetry import calm_collector, configure_logging
 
 TREES: Final = 100
+COMMIT_SECONDS: Final = 0.2
 log = logging.getLogger("fraudlib.bench")
 
 
@@ -50,24 +51,42 @@ async def _consumer(settings: Settings, commits_itself: bool = False) -> AsyncIt
 
 
 async def ceiling(settings: Settings) -> None:
-    """Consume and republish without looking at the records: what the same client can do at most."""
-    batches: asyncio.Queue[dict[Any, list[Any]]] = asyncio.Queue(1)
+    """Consume and republish without looking at the records: what the same client can do at most.
+
+    As in the worker, fetching and publishing overlap, batches grow to the same size, commits go on aside, and the
+    garbage collector is calmed, without which it takes as long as the rest.
+    """
+    batches: asyncio.Queue[list[tuple[TopicPartition, list[Any]]]] = asyncio.Queue(1)
+    done: dict[TopicPartition, int] = {}
     publisher = Publisher(settings)
     await publisher.start()
     async with _consumer(settings) as consumer:
 
         async def publish() -> None:
             while True:
+                rows: dict[int, list[Row]] = {}
                 batch = await batches.get()
-                rows = {tp.partition: [(m.key, m.value, []) for m in ms] for tp, ms in batch.items()}
+                for tp, messages in batch:
+                    rows.setdefault(tp.partition, []).extend([(m.key, m.value, []) for m in messages])
                 await asyncio.gather(*(publisher.send_rows(TOPIC_SCORES, p, part) for p, part in rows.items()))
-                await consumer.commit({tp: ms[-1].offset + 1 for tp, ms in batch.items()})
+                done.update({tp: messages[-1].offset + 1 for tp, messages in batch})
 
-        task = asyncio.create_task(publish())
-        while not task.done():
-            if batch := await consumer.getmany(timeout_ms=200, max_records=settings.batch_max_records):
+        async def commit() -> None:
+            while True:
+                await asyncio.sleep(COMMIT_SECONDS)
+                if done:
+                    await consumer.commit(dict(done))
+
+        async def fetch() -> None:
+            while True:
+                batch, room = [], settings.batch_max_records
+                while room > 0 and not (batch and batches.empty()):
+                    polled = await consumer.getmany(timeout_ms=2 if batch else 200, max_records=room)
+                    batch += polled.items()
+                    room -= sum(map(len, polled.values()))
                 await batches.put(batch)
-        await task
+
+        await asyncio.gather(publish(), commit(), fetch())
 
 
 async def naive(settings: Settings) -> None:
@@ -95,6 +114,7 @@ def main(name: str) -> None:
     """Run one contender until it is killed."""
     settings = Settings()
     configure_logging(name, settings.log_level)
+    calm_collector()
     import uvloop
 
     uvloop.run({"ceiling": ceiling, "naive": naive}[name](settings))

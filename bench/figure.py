@@ -8,6 +8,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 BARS: Final = {
     "ceiling": "consume and republish\n(ceiling)",
@@ -25,6 +26,7 @@ def _throughput(axes: Axes, found: dict[str, Any]) -> None:
     axes.bar_label(bars, labels=[f"{rate:,}" for rate in rates], padding=3, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.2 * max(rates))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel("transactions a second")
     axes.set_title("Throughput, every score published", fontsize=10)
 
@@ -38,7 +40,7 @@ def _latency(axes: Axes, found: dict[str, Any]) -> None:
             axes.plot(labels, values, style, color=colour, marker="o", label=f"{kind} {name[:3]}", markersize=4)
     axes.axhline(25, color="grey", linewidth=0.7, linestyle=":")
     axes.set_yscale("log")
-    axes.set_xlabel("transactions a second offered, one per request, open loop")
+    axes.set_xlabel("transactions a second offered, open loop")
     axes.set_ylabel("ms from the moment due to send")
     axes.set_title("POST to score and to alert", fontsize=10)
     axes.legend(fontsize=7, ncols=2)
@@ -60,6 +62,6 @@ def draw(results: dict[str, Any], path: Path) -> None:
             axes.set_axis_off()
     (machine, *_) = results["machines"].values()
     text = f"{machine['cores']} cores of {machine['processor']}, shared by sender, API, broker, worker and reader"
-    figure.supxlabel(f"{text}; {results['data']}; {machine['measured_at'][:10]}", fontsize=7)
+    figure.supxlabel(f"{text}; {machine['measured_at'][:10]}\n{results['data']}", fontsize=7)
     figure.savefig(path, dpi=130, metadata={"Software": None})
     plt.close(figure)

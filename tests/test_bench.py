@@ -1,0 +1,71 @@
+"""The bench measures what it says, and the page of results says what was measured."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench import page, results
+from fraudlib import bench, manifest, paths
+from fraudlib.errors import BundleError
+from fraudlib.scoring import Scorer
+
+
+def current() -> Path:
+    """The default bundle."""
+    folder = manifest.current_bundle(paths.root() / "artifacts")
+    assert folder is not None
+    return folder
+
+
+def test_a_device_is_measured_by_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features, model and the whole have a rate for each size, on the device that is named."""
+    monkeypatch.setattr(bench, "SECONDS", 0.01)
+    found = bench.measure(current(), "cpu", sizes=(1, 300))
+    assert found["device"] == "cpu"
+    assert [row["rows"] for row in found["table"]] == [1, 300]
+    assert all(row[name] > 0 for row in found["table"] for name in ("features", "model", "score"))
+    assert found["table"][1]["flagged_share"] < 0.1
+
+
+def test_the_bundle_is_the_one_that_serves() -> None:
+    """Loaded by PyTorch and numpy alone, it scores as the verified one does."""
+    columns = bench.made_up_trips(100)
+    served = Scorer.load(current()).score(columns).anomaly_score
+    np.testing.assert_allclose(bench.load(current(), "cpu").score(columns).anomaly_score, served, atol=1e-6)
+
+
+def test_two_devices_are_compared() -> None:
+    """A device agrees with itself."""
+    found = bench.agreement(current(), "cpu", rows=200)
+    assert (found["largest_difference"], found["within"], found["verdicts_that_differ"]) == (0.0, True, 0)
+
+
+def test_another_folder_is_no_bundle(tmp_path: Path) -> None:
+    """One sentence says what was expected."""
+    with pytest.raises(BundleError, match="expected a bundle of this version"):
+        bench.load(tmp_path, "cpu")
+
+
+def test_it_needs_pytorch_and_numpy_only() -> None:
+    """A borrowed machine has little else."""
+    code = f"""
+import sys
+for name in ("pandas", "pyarrow", "pydantic", "safetensors", "orjson", "sklearn", "scipy", "click", "aiokafka"):
+    sys.modules[name] = None
+from pathlib import Path
+from fraudlib import bench
+bench.load(Path({str(current())!r}), "cpu").score(bench.made_up_trips(5))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_page_quotes_the_results_and_nothing_else() -> None:
+    """docs/benchmarks.md is made from docs/bench.json as it stands."""
+    written = results.RESULTS.with_name("benchmarks.md").read_text()
+    assert written == page.render(json.loads(results.RESULTS.read_text()))
+    assert "quick run" not in written
