@@ -34,9 +34,9 @@ SHORT_REQUEST = ("trip_distance", "duration_minutes", "fare_amount")
 class TrainingConfig:
     """How to train; epochs are passes over the training split."""
 
-    epochs: int = 16
+    epochs: int = 20
     head_rounds: int = 6
-    head_epochs: int = 7
+    head_epochs: int = 8
     batch_size: int = 1024
     learning_rate: float = 3e-3
     weight_decay: float = 1e-4
@@ -261,7 +261,7 @@ def fit_head(
     check, check_labels = _seen(model, teach_set(valid_columns, statistics, config.seed * 1000 + 999, kinds))
 
     def step(rows: Tensor) -> Tensor:
-        some = torch.randint(0, len(before), (max(len(rows) // 8, 1),), generator=generator)
+        some = torch.randint(0, len(before), (max(len(rows) // 4, 1),), generator=generator)
         gap = model.head(before[some])[:, 1] - model.head(worse[some])[:, 1]
         ordered = nn.functional.softplus(gap + WORSE_MARGIN).mean()
         return _head_loss(model.head(inputs[rows]), labels[rows]) + WORSE_WEIGHT * ordered
