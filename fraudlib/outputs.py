@@ -1,7 +1,8 @@
 """What a worker writes for a batch of messages: scores, alerts and dead letters, encoded, by partition."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise, repeat
 from typing import Any, Final, Protocol
@@ -24,6 +25,10 @@ _PROBE: Final = {
     "fare_amount": np.array([12.5]),
     "duration_minutes": np.array([15.0]),
 }
+
+
+PIECE: Final = 4096  # messages that are decoded at a time
+_decoder: Final = ThreadPoolExecutor(1, thread_name_prefix="decode")
 
 
 class Message(Protocol):
@@ -90,12 +95,26 @@ def process(messages: Sequence[Message], scorer: Scorer) -> Outputs:
         If the model cannot score anything.
     """
     out = Outputs()
-    decoded = decode([m.value for m in messages])
-    for row, why in decoded.rejected.items():
-        dead_letter(out, messages[row], "SchemaError", why)
-    if decoded.rows:
-        _score(out, messages, decoded, scorer, 0, len(decoded.rows))
+    pieces = [messages[start : start + PIECE] for start in range(0, len(messages), PIECE)]
+    for piece, decoded in zip(pieces, _decoded_ahead(pieces), strict=True):
+        for row, why in decoded.rejected.items():
+            dead_letter(out, piece[row], "SchemaError", why)
+        if decoded.rows:
+            _score(out, piece, decoded, scorer, 0, len(decoded.rows))
     return out
+
+
+def _decoded_ahead(pieces: Sequence[Sequence[Message]]) -> Iterator[Decoded]:
+    """Each piece decoded, while the one before is being scored: both mostly run outside the interpreter's lock."""
+    if len(pieces) == 1:
+        yield decode([m.value for m in pieces[0]])
+        return
+    ahead: Future[Decoded] | None = None
+    for piece in (*pieces, None):
+        following = _decoder.submit(decode, [m.value for m in piece]) if piece is not None else None
+        if ahead is not None:
+            yield ahead.result()
+        ahead = following
 
 
 def _score(out: Outputs, messages: Sequence[Message], decoded: Decoded, scorer: Scorer, start: int, stop: int) -> None:
