@@ -24,6 +24,7 @@ Reason = dict[str, Any]
 CHUNK = 768  # rows per pass on a CPU: the first layer of all views stays in its cache
 CHUNK_CUDA = 65_536
 MAX_REASONS = 3
+REASON_KEYS = ("field", "observed", "expected", "surprise")
 MIN_RARITY = 1.0  # a field that one honest trip in ten surpasses is no reason
 
 
@@ -177,22 +178,19 @@ class Scorer:
         # A field that is as expected explains nothing, so it comes last, however much the head blames it.
         as_expected = np.abs(seen - usual) < np.maximum(0.02 * np.abs(seen), 0.05)
         order = np.argsort(-(raw.blame[rows] + 0.25 * rarity - 1e3 * as_expected), axis=1)
-        out: dict[int, list[Reason]] = {}
-        for i, row in enumerate(rows):
-            reasons: list[Reason] = []
-            for g in order[i]:
-                weak = rarity[i, g] < MIN_RARITY or as_expected[i, g]
-                if np.isnan(seen[i, g]) or (reasons and weak) or len(reasons) == MAX_REASONS:
-                    continue
-                reasons.append(
-                    {
-                        "field": PREDICTED[g],
-                        "observed": round(float(seen[i, g]), 2),
-                        "expected": round(float(usual[i, g]), 2),
-                        "surprise": round(float(rarity[i, g]), 2),
-                    }
-                )
-            out[int(row)] = reasons
+        missing, weak = np.isnan(seen), (rarity < MIN_RARITY) | as_expected
+        missing, weak = np.take_along_axis(missing, order, 1), np.take_along_axis(weak, order, 1)
+        first = ~missing & (np.cumsum(~missing, axis=1) == 1)
+        told = first | ~(
+            missing | weak
+        )  # the first is told even where it is weak: a flag without a reason helps nobody
+        told &= np.cumsum(told, axis=1) <= MAX_REASONS
+        at, rank = np.nonzero(told)
+        fields = order[at, rank]
+        numbers = (np.round(part[at, fields], 2).tolist() for part in (seen, usual, rarity))
+        out: dict[int, list[Reason]] = {row: [] for row in rows.tolist()}
+        for row, field, *values in zip(rows[at].tolist(), fields.tolist(), *numbers, strict=True):
+            out[row].append(dict(zip(REASON_KEYS, (PREDICTED[field], *values), strict=True)))
         return out
 
 
