@@ -199,7 +199,8 @@ class MaskedAutoencoder(nn.Module):
         location, log_spread = out[:, :AMOUNT_READINGS], out[:, AMOUNT_READINGS : 2 * AMOUNT_READINGS]
         precision = log_spread.clamp(MIN_LOG_SPREAD, MAX_LOG_SPREAD).neg_().exp_()
         residual = x.index_select(1, w.target).sub_(location).mul_(precision)
-        residual = residual.mul_(observed.index_select(1, w.target))
+        # Not `observed`: a total is there, but nothing to hold it against, where one of its parts is missing.
+        residual = residual.mul_(features.index_select(1, w.target).isnan().logical_not_())
         surprise, expected = [residual.abs()], [location * self.scale[w.target] + self.mean[w.target]]
         at = 2 * AMOUNT_READINGS
         for field, codes in CODE_FIELDS.items():

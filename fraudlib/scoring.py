@@ -178,7 +178,7 @@ class Scorer:
         # A field that is as expected explains nothing, so it comes last, however much the head blames it.
         as_expected = np.abs(seen - usual) < np.maximum(0.02 * np.abs(seen), 0.05)
         order = np.argsort(-(raw.blame[rows] + 0.25 * rarity - 1e3 * as_expected), axis=1)
-        missing, weak = np.isnan(seen), (rarity < MIN_RARITY) | as_expected
+        missing, weak = np.isnan(seen) | np.isnan(usual), (rarity < MIN_RARITY) | as_expected
         missing, weak = np.take_along_axis(missing, order, 1), np.take_along_axis(weak, order, 1)
         first = ~missing & (np.cumsum(~missing, axis=1) == 1)
         told = first | ~(

@@ -27,6 +27,11 @@ CORRUPTED_WEIGHT = 0.2
 # A trip with one amount made worse is to be more suspicious than before, by this many units of the second logit.
 WORSE_WEIGHT, WORSE_MARGIN = 1.0, 2.0
 WORSE_SHARE = 0.2  # of the training trips, each round
+PARTIAL_SHARE = 0.12  # of the rows that teach lose fields: whoever sends a trip may leave out all but three
+_COLUMNS_OF = {
+    "zones": ("pickup_location_id", "dropoff_location_id"),
+    "pickup_datetime": ("pickup_datetime", "dropoff_datetime"),
+}
 SHORT_REQUEST = ("trip_distance", "duration_minutes", "fare_amount")
 
 
@@ -172,8 +177,8 @@ def teach_set(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Features (n, F) and labels (n, 2 + P) of one round: planted fraud, anything changed, each predicted field.
 
-    A round is some of the honest trips, and copies with planted fraud and with corruption. A few rows lose most of
-    their fields, as short requests do; a fraud that lost what it changed is left out.
+    A round is some of the honest trips, and copies with planted fraud and with corruption. Some rows lose fields,
+    as short requests do; a fraud that lost what it changed is left out.
     """
     kinds = [k for k in kinds for _ in range(1 if fraud.KINDS[k].easy else HARD_TIMES)]
     planted = fraud.plant(columns, planted_share, seed, kinds)
@@ -188,16 +193,27 @@ def teach_set(
     label[n : n + int(planted.label.sum()), 0] = 1
     label[n:, 1] = 1
     label[n:, N_LOGITS:] = blame
-    asked = [N_LOGITS + PREDICTED.index(f) for f in SHORT_REQUEST]
-    short_sees: NDArray[np.bool_] = np.max(label[:, asked], axis=1) > 0
     x = features.build(everything, statistics)
-    short = np.flatnonzero(rng.random(len(label)) < 0.06)
-    kept = {f: v[short] for f, v in everything.items() if f in ("trip_distance", "fare_amount")}
-    kept["duration_minutes"] = np.asarray(duration_minutes(everything, len(label)))[short]
-    x[short] = features.build(kept, statistics)
+    part = np.flatnonzero(rng.random(len(label)) < PARTIAL_SHARE)
+    kept, there = _partial(features.take(everything, part), rng)
+    x[part] = features.build(kept, statistics)
     use = np.ones(len(label), dtype=bool)
-    use[short] = short_sees[short] | (short < n)
+    use[part] = (part < n) | ((label[part, N_LOGITS:] > 0) & there).any(axis=1)
     return x[use], label[use]
+
+
+def _partial(columns: Columns, rng: np.random.Generator) -> tuple[dict[str, NDArray[np.generic]], NDArray[np.bool_]]:
+    """Trips that lost some of their fields, or as short requests do all but three; which predicted fields are left."""
+    n = features.row_count(columns)
+    minutes = duration_minutes(columns, n)
+    lost = rng.random((n, len(FIELDS))) < np.where(rng.random(n) < 0.5, 1.0, rng.random(n))[:, None]
+    lost[:, [FIELDS.index(field) for field in SHORT_REQUEST]] = False
+    out = {name: values.copy() for name, values in columns.items()}
+    out["duration_minutes"] = np.asarray(minutes).copy()
+    for field, gone in zip(FIELDS, lost.T, strict=True):
+        for name in out.keys() & set(_COLUMNS_OF.get(field, (field,))):
+            out[name][gone] = np.datetime64("NaT") if out[name].dtype.kind == "M" else np.nan
+    return out, ~lost[:, [FIELDS.index(field) for field in PREDICTED]]
 
 
 def worse_pairs(

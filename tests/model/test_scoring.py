@@ -97,3 +97,14 @@ def test_cuda_that_is_not_there():
         pytest.skip("this machine has a GPU")
     with pytest.raises(ServiceError, match="FRAUDLIB_DEVICE"):
         pick_device("cuda:0")
+
+
+def test_a_record_without_surcharges_is_not_suspicious_for_it(room):
+    """A total without its parts proves nothing: such records are not flagged wholesale, and no reason lacks a number."""
+    gone = ("extra", "mta_tax", "improvement_surcharge", "congestion_surcharge", "vendor_id", "rate_code_id")
+    columns = {name: values for name, values in room.valid.items() if name not in gone}
+    scores = room.scorer.score(columns)
+    assert scores.is_flagged.mean() < 0.2
+    reasons = [reason for told in scores.reasons.values() for reason in told]
+    assert all(np.isfinite([reason["observed"], reason["expected"]]).all() for reason in reasons)
+    assert not {reason["field"] for reason in reasons} & {*gone, "total_amount"}
