@@ -210,8 +210,8 @@ def _partial(columns: Columns, rng: np.random.Generator) -> tuple[dict[str, NDAr
     lost[:, [FIELDS.index(field) for field in SHORT_REQUEST]] = False
     out = {name: values.copy() for name, values in columns.items()}
     out["duration_minutes"] = np.asarray(minutes).copy()
-    for field, gone in zip(FIELDS, lost.T, strict=True):
-        for name in out.keys() & set(_COLUMNS_OF.get(field, (field,))):
+    for lacking, gone in zip(FIELDS, lost.T, strict=True):
+        for name in out.keys() & set(_COLUMNS_OF.get(lacking, (lacking,))):
             out[name][gone] = np.datetime64("NaT") if out[name].dtype.kind == "M" else np.nan
     return out, ~lost[:, [FIELDS.index(field) for field in PREDICTED]]
 

@@ -100,7 +100,7 @@ def test_cuda_that_is_not_there():
 
 
 def test_a_record_without_surcharges_is_not_suspicious_for_it(room):
-    """A total without its parts proves nothing: such records are not flagged wholesale, and no reason lacks a number."""
+    """A total without its parts proves nothing: they are not flagged wholesale, and no reason lacks a number."""
     gone = ("extra", "mta_tax", "improvement_surcharge", "congestion_surcharge", "vendor_id", "rate_code_id")
     columns = {name: values for name, values in room.valid.items() if name not in gone}
     scores = room.scorer.score(columns)
