@@ -101,8 +101,8 @@ def test_a_ghost_trip_reaches_the_alert_stream(live: Site) -> None:
     assert alert["is_flagged"] is True
     assert alert["transaction"]["fare_amount"] == 450
     assert {"field", "observed", "expected", "surprise"} <= set(alert["reasons"][0])
-    (message,) = live.read("alerts", lambda found: any(m.key == b"ghost-1" for m in found))[-1:]
-    assert message.key == b"ghost-1"
+    keys = [m.key for m in live.read("alerts", lambda found: any(m.key == b"ghost-1" for m in found))]
+    assert keys.count(b"ghost-1") == 1
 
 
 def test_poison_ends_in_the_dead_letters(live: Site) -> None:
