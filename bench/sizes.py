@@ -28,7 +28,7 @@ from fraudlib.trips import to_columns
 
 Columns = Mapping[str, NDArray[np.generic]]
 
-WIDTHS: Final = "16,32,64,128,256"
+WIDTHS: Final = "16,32,48,64,96"
 ROUNDS: Final = 5  # of the clock; the fastest counts
 PREVALENCE: Final = 0.0125
 PLANT_SEED: Final = 2300
@@ -36,8 +36,8 @@ log = logging.getLogger("bench.sizes")
 
 
 def sizes(width: int) -> ModelConfig:
-    """Sizes that grow together: bottleneck half as wide as the layers, head half as wide again."""
-    return ModelConfig(width=width, latent_dim=width // 2, head_width=3 * width // 2)
+    """Sizes that grow together: bottleneck half as wide as the layers, head in the proportion of the model in use."""
+    return ModelConfig(width=width, latent_dim=width // 2, head_width=8 * width // 3)
 
 
 def fastest(call: Callable[[], object], rows: int) -> float:
