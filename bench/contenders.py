@@ -18,6 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 from bench.records import SAMPLE
 from fraudlib import baselines, paths, trips
+from fraudlib.clients import worker_consumer
 from fraudlib.kafka import Publisher, Row, client_options
 from fraudlib.schema import TOPIC_SCORES, TOPIC_TRANSACTIONS
 from fraudlib.settings import Settings
@@ -30,20 +31,8 @@ log = logging.getLogger("fraudlib.bench")
 
 @asynccontextmanager
 async def _consumer(settings: Settings, commits_itself: bool = False) -> AsyncIterator[AIOKafkaConsumer]:
-    """The worker's consumer, option by option."""
-    consumer = AIOKafkaConsumer(
-        **client_options(settings),
-        group_id=settings.consumer_group,
-        enable_auto_commit=commits_itself,
-        auto_offset_reset="earliest",
-        session_timeout_ms=settings.session_timeout_ms,
-        heartbeat_interval_ms=min(3000, settings.session_timeout_ms // 3),
-        rebalance_timeout_ms=30_000,
-        max_poll_interval_ms=60_000,
-        max_partition_fetch_bytes=1_048_576,
-        fetch_max_bytes=8_388_608,
-        fetch_max_wait_ms=settings.fetch_wait_ms,
-    )
+    """The worker's consumer, subscribed."""
+    consumer = worker_consumer(settings, commits_itself)
     async with consumer:
         consumer.subscribe([TOPIC_TRANSACTIONS])
         log.info("partitions assigned")

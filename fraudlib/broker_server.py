@@ -99,7 +99,7 @@ class Broker:
                     writer.write(_FRAME.pack(len(answer)) + answer)
                     await writer.drain()
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass  # the client left, or the broker stops
+            return  # the client left, or the broker stops
         except (struct.error, ValueError, TypeError, KeyError, IndexError, UnicodeDecodeError) as err:
             log.warning("a request cannot be read; its connection is closed", extra={"error": repr(err)})
         finally:

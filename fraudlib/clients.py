@@ -13,6 +13,25 @@ from fraudlib.schema import TOPIC_ALERTS, TOPIC_SCORES, TOPIC_TRANSACTIONS
 from fraudlib.settings import Settings
 
 
+def worker_consumer(settings: Settings, commits_itself: bool = False) -> AIOKafkaConsumer:
+    """A consumer of the workers' group, not started; `commits_itself` is for measurements that keep no promise."""
+    return AIOKafkaConsumer(
+        **client_options(settings),
+        group_id=settings.consumer_group,
+        enable_auto_commit=commits_itself,
+        auto_offset_reset="earliest",
+        session_timeout_ms=settings.session_timeout_ms,
+        heartbeat_interval_ms=min(3000, settings.session_timeout_ms // 3),
+        rebalance_timeout_ms=30_000,
+        max_poll_interval_ms=60_000,
+        max_partition_fetch_bytes=1_048_576,
+        fetch_max_bytes=8_388_608,
+        fetch_max_wait_ms=settings.fetch_wait_ms,
+        # A broker that comes back empty may know no partitions at first; the default looks again after 5 minutes.
+        metadata_max_age_ms=5000,
+    )
+
+
 async def start_clients(settings: Settings, publisher: Publisher) -> AIOKafkaConsumer:
     """Create missing topics, start the publisher, and start a consumer of the workers' group, not yet subscribed.
 
@@ -29,21 +48,7 @@ async def start_clients(settings: Settings, publisher: Publisher) -> AIOKafkaCon
     counts = {topic: await publisher.partitions(topic) for topic in (TOPIC_TRANSACTIONS, TOPIC_SCORES, TOPIC_ALERTS)}
     if len(set(counts.values())) > 1:
         raise ServiceError(f"expected topics of equally many partitions, found {counts}; create them anew")
-    consumer = AIOKafkaConsumer(
-        **client_options(s),
-        group_id=s.consumer_group,
-        enable_auto_commit=False,
-        auto_offset_reset="earliest",
-        session_timeout_ms=s.session_timeout_ms,
-        heartbeat_interval_ms=min(3000, s.session_timeout_ms // 3),
-        rebalance_timeout_ms=30_000,
-        max_poll_interval_ms=60_000,
-        max_partition_fetch_bytes=1_048_576,
-        fetch_max_bytes=8_388_608,
-        fetch_max_wait_ms=s.fetch_wait_ms,
-        # A broker that comes back empty may know no partitions at first; the default looks again after 5 minutes.
-        metadata_max_age_ms=5000,
-    )
+    consumer = worker_consumer(settings)
     try:
         await consumer.start()
     except BaseException:
