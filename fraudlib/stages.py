@@ -22,8 +22,8 @@ from fraudlib.kafka import NotSentError, OutcomeUnknownError, Publisher
 from fraudlib.live_bundle import LiveBundle
 from fraudlib.observer import Observer
 from fraudlib.outputs import Outputs
-from fraudlib.patience import Patience
 from fraudlib.precedents import Bindings, Ruling
+from fraudlib.publish_timeout import PublishTimeout
 from fraudlib.quarantine import Quarantine
 from fraudlib.schema import TOPIC_ALERTS, TOPIC_DEAD_LETTERS, TOPIC_SCORES
 from fraudlib.settings import Settings
@@ -97,7 +97,7 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
         self.waits_for_messages = False
         self.scoring_since: float | None = None
         self._taking_on: asyncio.Task[None] | None = None
-        self._patience = Patience(settings.watchdog_seconds)
+        self._publish_timeout = PublishTimeout(settings.watchdog_seconds)
 
     async def fetch(self) -> None:
         """First stage: poll; while the scorer is busy, let the batch grow."""
@@ -187,9 +187,9 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
                 self._idle.set()
                 if not await self._reconnect():
                     raise
-                self._patience.failed(err)
+                self._publish_timeout.failed(err)
             else:
-                self._patience.succeeded()
+                self._publish_timeout.succeeded()
                 self._acknowledge(batch)
                 self._idle.set()
 

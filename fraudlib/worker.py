@@ -22,20 +22,20 @@ from prometheus_client import CollectorRegistry
 
 from fraudlib import precedents
 from fraudlib.clients import start_clients, within
+from fraudlib.device_fallback import FallbackLoader
 from fraudlib.errors import ServiceError
 from fraudlib.journal import Journal
 from fraudlib.kafka import Publisher
 from fraudlib.live_bundle import LiveBundle
 from fraudlib.observer import Observer
 from fraudlib.outputs import ModelError, Scorer
-from fraudlib.patience import UnpublishableError
+from fraudlib.publish_timeout import UnpublishableError
 from fraudlib.quarantine import Quarantine
 from fraudlib.schema import TOPIC_TRANSACTIONS
 from fraudlib.settings import Settings
 from fraudlib.stages import Stages
-from fraudlib.steady import SteadyLoader
+from fraudlib.stall_check import HungError, StallCheck, StuckError
 from fraudlib.telemetry import WorkerMetrics, calm_collector, configure_logging, serve_health
-from fraudlib.vigil import HungError, StuckError, Vigil
 from fraudlib.watchdog import EXIT_NOT_DRAINED, Watchdog
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class Worker:
         self._settings = settings
         self._metrics = WorkerMetrics(registry or CollectorRegistry())
         self._bundle = LiveBundle(
-            settings.artifacts, SteadyLoader(load_scorer, load_on_cpu, self._metrics), self._metrics
+            settings.artifacts, FallbackLoader(load_scorer, load_on_cpu, self._metrics), self._metrics
         )
         self._journal = Journal.of(settings)
         self._quarantine = Quarantine(self._journal, load_scorer, settings.artifacts)
@@ -202,7 +202,7 @@ class Worker:
             asyncio.create_task(part)
             for part in (
                 stages.commit_when_due(),
-                Vigil(seconds, stages, consumer, self._publisher, self._quarantine, self._metrics).run(),
+                StallCheck(seconds, stages, consumer, self._publisher, self._quarantine, self._metrics).run(),
                 self._bundle.watch(self._settings.reload_seconds),
             )
         ]

@@ -13,12 +13,12 @@ import pytest
 from aiokafka import TopicPartition
 from prometheus_client import CollectorRegistry
 
-from fraudlib import patience
+from fraudlib import publish_timeout
+from fraudlib.device_fallback import FallbackLoader, is_device_error, is_out_of_memory
 from fraudlib.kafka import OutcomeUnknownError, RefusedError
 from fraudlib.outputs import ModelError
-from fraudlib.steady import SteadyLoader, is_device_error, is_out_of_memory
+from fraudlib.stall_check import HungError, StallCheck, StuckError
 from fraudlib.telemetry import WorkerMetrics
-from fraudlib.vigil import HungError, StuckError, Vigil
 
 torch = pytest.importorskip("torch")
 
@@ -46,10 +46,10 @@ class Fragile:
         )
 
 
-def steady(gpu: Fragile, cpu: Fragile | None = None) -> tuple[SteadyLoader, Any]:
+def fallback(gpu: Fragile, cpu: Fragile | None = None) -> tuple[FallbackLoader, Any]:
     """A loader of the two, and what its metrics say."""
     metrics = WorkerMetrics(CollectorRegistry())
-    loader = SteadyLoader(lambda folder: gpu, (lambda folder: cpu) if cpu else None, metrics)
+    loader = FallbackLoader(lambda folder: gpu, (lambda folder: cpu) if cpu else None, metrics)
     return loader, metrics.registry.get_sample_value
 
 
@@ -64,7 +64,7 @@ def columns(n: int) -> dict[str, Any]:
 def test_a_batch_that_memory_is_too_small_for_is_halved(error: Exception) -> None:
     """Scores, flags and reasons are those of the whole batch, in its order; each failure is counted."""
     fragile = Fragile("cuda", error, room=13)
-    loader, value = steady(fragile)
+    loader, value = fallback(fragile)
     scores = loader(Path()).score(columns(100))
     assert scores.anomaly_score.tolist() == list(range(100))
     assert np.flatnonzero(scores.is_flagged).tolist() == list(range(11, 100)) == sorted(scores.reasons)
@@ -76,7 +76,7 @@ def test_a_batch_that_memory_is_too_small_for_is_halved(error: Exception) -> Non
 def test_memory_that_is_free_again_is_used_again() -> None:
     """After a while batches go in one piece as before."""
     fragile = Fragile("cpu", MemoryError(), room=10)
-    scorer = steady(fragile)[0](Path())
+    scorer = fallback(fragile)[0](Path())
     scorer.score(columns(64))
     fragile.room = 10**9
     for _ in range(4):
@@ -87,7 +87,7 @@ def test_memory_that_is_free_again_is_used_again() -> None:
 def test_memory_that_is_too_small_for_one_record_moves_to_the_cpu() -> None:
     """Another program may hold all of the GPU."""
     gpu = Fragile("cuda", torch.OutOfMemoryError("CUDA out of memory"), room=0)
-    loader, value = steady(gpu, Fragile("cpu", RuntimeError()))
+    loader, value = fallback(gpu, Fragile("cpu", RuntimeError()))
     assert loader(Path()).score(columns(5)).anomaly_score.tolist() == [0, 1, 2, 3, 4]
     assert value("fraudlib_worker_device_fallbacks_total") == 1
 
@@ -95,13 +95,13 @@ def test_memory_that_is_too_small_for_one_record_moves_to_the_cpu() -> None:
 def test_on_the_cpu_too_little_memory_for_one_record_is_an_error() -> None:
     """There is nowhere else to go: whether the record or the model is to blame is found out above."""
     with pytest.raises(MemoryError):
-        steady(Fragile("cpu", MemoryError(), room=0), Fragile("cpu", MemoryError()))[0](Path()).score(columns(1))
+        fallback(Fragile("cpu", MemoryError(), room=0), Fragile("cpu", MemoryError()))[0](Path()).score(columns(1))
 
 
 def test_a_cuda_error_moves_to_the_cpu_once_and_for_all_bundles() -> None:
     """The context of the process is lost, so the next bundle is not even tried on the GPU."""
     gpu, cpu = (Fragile(name, RuntimeError("CUDA error: unspecified launch failure")) for name in ("cuda", "cpu"))
-    loader, value = steady(gpu, cpu)
+    loader, value = fallback(gpu, cpu)
     scorer = loader(Path())
     scorer.score(columns(3))
     gpu.is_broken = True
@@ -118,7 +118,7 @@ def test_other_errors_are_left_to_whoever_knows_the_records() -> None:
     gpu = Fragile("cuda", RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     gpu.is_broken = True
     with pytest.raises(RuntimeError, match="shapes"):
-        steady(gpu, Fragile("cpu", RuntimeError()))[0](Path()).score(columns(3))
+        fallback(gpu, Fragile("cpu", RuntimeError()))[0](Path()).score(columns(3))
     assert not is_device_error(ValueError("CUDA error"))
     assert not is_out_of_memory(ValueError("out of memory"))
     assert not is_device_error(RuntimeError("CUDA out of memory"))
@@ -155,7 +155,7 @@ def test_a_loop_that_does_not_turn_or_end_is_ended(seconds: float, body: str, co
     assert subprocess.run([sys.executable, "-c", script], timeout=15).returncode == code
 
 
-def vigil(answers: bool = True, **stages: Any) -> None:
+def check(answers: bool = True, **stages: Any) -> None:
     """Watch stages that get nothing and are not at work, but for what is given, for one look."""
 
     async def answer() -> bool:
@@ -165,7 +165,7 @@ def vigil(answers: bool = True, **stages: Any) -> None:
         usual = {"lags": dict, "scoring_since": None, "last_progress": 0.0, "waits_for_messages": True}
         tp = TopicPartition("transactions", 0)
         consumer = SimpleNamespace(assignment=lambda: {tp}, last_poll_timestamp=lambda tp: 1e15)
-        watch: Any = Vigil(
+        watch: Any = StallCheck(
             0.01,
             SimpleNamespace(**{**usual, "is_assigned": True, **stages}),  # type: ignore[arg-type]
             consumer,
@@ -186,28 +186,28 @@ WAITING = {TopicPartition("transactions", 0): 5}
 def test_a_consumer_that_gets_nothing_while_messages_wait_is_given_up() -> None:
     """Code 70, but not where nothing waits, and not where the broker is gone: that is waited for."""
     with pytest.raises(StuckError, match="5 messages wait"):
-        vigil(lags=lambda: WAITING)
+        check(lags=lambda: WAITING)
     with pytest.raises(TimeoutError):
-        vigil()
+        check()
     with pytest.raises(TimeoutError):
-        vigil(answers=False, lags=lambda: WAITING)
+        check(answers=False, lags=lambda: WAITING)
 
 
 def test_a_model_that_hangs_and_partitions_that_are_never_taken_on_are_given_up() -> None:
     """A record that is on trial has its time, though."""
     with pytest.raises(HungError):
-        vigil(scoring_since=1.0)
+        check(scoring_since=1.0)
     with pytest.raises(TimeoutError):
-        vigil(scoring_since=time.monotonic(), is_trying=True)
+        check(scoring_since=time.monotonic(), is_trying=True)
     with pytest.raises(StuckError, match="taken on"):
-        vigil(is_assigned=False)
+        check(is_assigned=False)
 
 
 def test_patience_ends_with_refusals_or_time_and_never_after_a_success(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three refusals in a row, or half a minute of answers that never come, end in an error that says what to do."""
     clock = [100.0]
-    monkeypatch.setattr(patience.time, "monotonic", lambda: clock[0])
-    tried = patience.Patience(30.0)
+    monkeypatch.setattr(publish_timeout.time, "monotonic", lambda: clock[0])
+    tried = publish_timeout.PublishTimeout(30.0)
     for _ in range(5):
         tried.failed(RefusedError("no"))
         tried.failed(RefusedError("no"))
@@ -216,10 +216,10 @@ def test_patience_ends_with_refusals_or_time_and_never_after_a_success(monkeypat
         clock[0] += 10
         tried.failed(OutcomeUnknownError("no answer"))
     clock[0] += 11
-    with pytest.raises(patience.UnpublishableError, match=r"no answer.*mend the topic"):
+    with pytest.raises(publish_timeout.UnpublishableError, match=r"no answer.*mend the topic"):
         tried.failed(OutcomeUnknownError("no answer"))
-    refused = patience.Patience(30.0)
+    refused = publish_timeout.PublishTimeout(30.0)
     for _ in range(2):
         refused.failed(RefusedError("too large"))
-    with pytest.raises(patience.UnpublishableError, match="too large"):
+    with pytest.raises(publish_timeout.UnpublishableError, match="too large"):
         refused.failed(RefusedError("too large"))

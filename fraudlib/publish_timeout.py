@@ -13,7 +13,7 @@ class UnpublishableError(ServiceError):
     """The broker answers, and does not take what has to be written before the worker may go on."""
 
 
-class Patience:
+class PublishTimeout:
     """Ends after some refusals in a row, or some time without a success; skipping what is not taken is no choice.
 
     Parameters

@@ -48,7 +48,7 @@ def _join(first: Scores, second: Scores) -> _Joined:
     )
 
 
-class SteadyLoader:
+class FallbackLoader:
     """Loads bundles for a device, and for the CPU once that device was lost.
 
     Parameters
@@ -62,7 +62,7 @@ class SteadyLoader:
         self._load, self._load_on_cpu, self._metrics = load, load_on_cpu, metrics
         self._is_device_lost = False
 
-    def __call__(self, folder: Path) -> "SteadyScorer":
+    def __call__(self, folder: Path) -> "FallbackScorer":
         """Scorer of a bundle.
 
         Raises
@@ -71,15 +71,15 @@ class SteadyLoader:
             If the bundle must not serve.
         """
         if self._is_device_lost and self._load_on_cpu:
-            return SteadyScorer(self._load_on_cpu(folder), None, self._metrics)
-        return SteadyScorer(self._load(folder), lambda: self._fall_back(folder), self._metrics)
+            return FallbackScorer(self._load_on_cpu(folder), None, self._metrics)
+        return FallbackScorer(self._load(folder), lambda: self._fall_back(folder), self._metrics)
 
     def _fall_back(self, folder: Path) -> Scorer | None:
         self._is_device_lost = True
         return self._load_on_cpu(folder) if self._load_on_cpu else None
 
 
-class SteadyScorer:
+class FallbackScorer:
     """Halves a batch that memory is too small for, and goes on on the CPU, once, when the device fails.
 
     Parameters

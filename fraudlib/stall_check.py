@@ -19,7 +19,7 @@ class HungError(ServiceError):
     """The model does not come back from a batch."""
 
 
-class Vigil:
+class StallCheck:
     """Looks once a second.
 
     Parameters
