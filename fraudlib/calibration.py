@@ -93,7 +93,12 @@ def fit_rarity(raw: Array) -> Rarity:
 # surprise speak up where they are this much rarer: each of them is a chance more for an honest trip to be flagged.
 ANYTHING: Final = 0.2
 BACKSTOP: Final = 2.2  # some reading of eighteen is always a little odd
-CAP: Final = 2.4  # they flag, but do not push aside what looks like known fraud
+CAP: Final = 2.4  # beyond it they rise slowly: they flag, and do not push aside what looks like known fraud
+BEYOND_CAP: Final = 0.25  # so that the very surprising is flagged at strict budgets as well
+
+
+def _eased(rarity: Array) -> Array:
+    return np.where(rarity > CAP, CAP + BEYOND_CAP * (rarity - CAP), rarity)
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,7 @@ class Calibration:
 
     def by_head(self, logit: Array) -> Array:
         """Rarity of the head's logits (n, 2): of the first, or of the second where that is far beyond it; (n,)."""
-        return np.maximum(self.known(logit[:, 0]), np.minimum(self.anything(logit[:, 1]) - ANYTHING, CAP))
+        return np.maximum(self.known(logit[:, 0]), _eased(self.anything(logit[:, 1]) - ANYTHING))
 
     def score(self, logit: Array, surprise: Array) -> Array:
         """Anomaly score, (n,): the head's rarity, or the most surprising reading's where that is far beyond it."""
@@ -132,7 +137,7 @@ class Calibration:
         odd = np.flatnonzero((surprise > self._backstop_at).any(axis=1))
         if len(odd):
             most = self.rarities(surprise[odd]).max(axis=1)
-            score[odd] = np.maximum(score[odd], np.minimum(most - BACKSTOP, CAP))
+            score[odd] = np.maximum(score[odd], _eased(most - BACKSTOP))
         return score
 
     def to_json(self) -> dict[str, Any]:

@@ -205,7 +205,7 @@ def row_count(columns: Columns) -> int:
 
 @dataclass(frozen=True)
 class Clock:
-    """What the pickup time says: tariff index, hour as a float, weekend, and the surcharge windows."""
+    """What the pickup time says: tariff index, hour as a float, weekend, surcharge windows, CBD fee in force."""
 
     index: NDArray[np.int64]
     hour: Array
@@ -213,6 +213,7 @@ class Clock:
     peak: Array
     night: Array
     known: NDArray[np.bool_]
+    cbd: NDArray[np.bool_]
 
 
 def clock(pickup: NDArray[np.datetime64], statistics: Statistics) -> Clock:
@@ -225,7 +226,15 @@ def clock(pickup: NDArray[np.datetime64], statistics: Statistics) -> Clock:
     weekend = np.where(known, weekday >= 5, np.nan)
     peak = np.where(known, (weekday < 5) & (hour >= 16) & (hour < 20), np.nan)
     night = np.where(known, (hour >= 20) | (hour < 6), np.nan)
-    return Clock(tariff.tariff_index(pickup, statistics.default_tariff), hour, weekend, peak, night, known)
+    return Clock(
+        tariff.tariff_index(pickup, statistics.default_tariff),
+        hour,
+        weekend,
+        peak,
+        night,
+        known,
+        ~(pickup < tariff.CBD_START),
+    )
 
 
 def usd_per_mile(columns: Columns, statistics: Statistics) -> Array:
@@ -357,6 +366,7 @@ def _charges(
     folded = first & (when.index == len(tariff.TARIFFS) - 1)
     mta_due = tariff.rate("mta_tax", when.index) + np.where(folded, improvement_due, 0.0)
     others = fare + extra + np.nan_to_num(mta) + np.nan_to_num(tip) + np.nan_to_num(tolls) + np.nan_to_num(improvement)
+    others = others + _fees_due(number, when)
     residual = total - others - np.where(first, 0.0, np.nan_to_num(congestion))
     residual = residual + np.where(first & (mta > 1.0), improvement, 0.0)
     residual = np.round(residual, 2)
@@ -388,6 +398,13 @@ def _charges(
         "total_per_mile_log": signed_log(total / per_mile) - np.log1p(np.clip(distance, 0.0, 500.0)),
         "total_pair_ratio": signed_log(total / per_mile) - np.log1p(2.0 + 1.6 * np.exp(pair["distance_log"])),
     }
+
+
+def _fees_due(number: Number, when: Clock) -> Array:
+    """Airport and CBD fees as far as they can be due, (n,), USD; what is charged beyond stays in the residual."""
+    airport = np.clip(np.nan_to_num(number("airport_fee")), -tariff.AIRPORT_FEE_USD, tariff.AIRPORT_FEE_USD)
+    cbd = np.clip(np.nan_to_num(number("cbd_congestion_fee")), -tariff.CBD_FEE_USD, tariff.CBD_FEE_USD)
+    return airport + np.where(when.cbd, cbd, 0.0)
 
 
 def _codes(number: Number) -> dict[str, Array]:

@@ -2,7 +2,8 @@
 
 Sources: TLC rules of 2012-09-04 and 2022-12-19 (rules.cityofnewyork.us, "Taximeter Rate of Fare and Various
 Surcharges"; NYC Rules 58-26 and 82-26 at codelibrary.amlegal.com), New York State congestion surcharge of 2019-02-02
-(nyc.gov/site/tlc/about/congestion-surcharge.page), MTA congestion relief zone fee of 2025-01-05.
+(nyc.gov/site/tlc/about/congestion-surcharge.page), MTA congestion relief zone fee of 2025-01-05,
+airport access fee (nyc.gov/site/tlc/passengers/taxi-fare.page).
 """
 
 from dataclasses import dataclass
@@ -51,6 +52,8 @@ TARIFFS: Final[tuple[Tariff, ...]] = (
 _STARTS: Final = np.array([t.start for t in TARIFFS], dtype="datetime64[us]")
 CONGESTION_START: Final = np.datetime64("2019-02-02", "us")  # 2.50 yellow, 2.75 green
 CBD_START: Final = np.datetime64("2025-01-05", "us")  # 0.75 south of 60th Street
+CBD_FEE_USD: Final = 0.75
+AIRPORT_FEE_USD: Final = 1.75  # yellow pickups at JFK and LaGuardia; 1.25 before 2022-12-19
 CONGESTION_USD: Final = {"yellow": 2.50, "green": 2.75}
 
 EWR, JFK, LGA = 1, 132, 138  # taxi zones of the airports

@@ -94,9 +94,9 @@ def _loss(model: MaskedAutoencoder, batch: Tensor, hide: Tensor) -> Tensor:
     out = model.amounts(last).view(len(batch), N_AMOUNTS, 2)
     log_spread = out[..., 1].clamp(-4.0, 2.0)
     z = (x[:, :N_AMOUNTS] - out[..., 0]).abs() * torch.exp(-log_spread)
-    # Beyond 30 spreads a value teaches nothing more: the noise that is left in must not steer the fit.
-    nll = torch.where(z > 30, 30 + torch.log(z.clamp(min=30) / 30), z) + log_spread
-    loss = (nll * asked[:, :N_AMOUNTS]).sum()
+    # Laplace: one far value pulls no harder than any other. A tail that stops pulling altogether, and a second fit
+    # without the strangest half per cent, were measured and changed nothing beyond the spread between seeds.
+    loss = ((z + log_spread) * asked[:, :N_AMOUNTS]).sum()
     for name in CODE_FIELDS:
         g = FIELDS.index(name)
         code = model.code_class(batch, name)

@@ -61,17 +61,22 @@ def test_a_raw_value_of_a_rarity():
 
 
 def test_one_odd_reading_flags_alone(room):
-    """A reading far out of the ordinary raises the score where the head sees nothing, and never above the cap."""
-    logit = np.full((2, 2), -20.0)
-    surprise = np.zeros((2, len(room.calibration.readings)))
-    surprise[1, 0] = 1e9
-    plain, odd = room.calibration.score(logit, surprise)
+    """A reading far out of the ordinary raises the score where the head sees nothing, the further the higher."""
+    logit = np.full((3, 2), -20.0)
+    surprise = np.zeros((3, len(room.calibration.readings)))
+    surprise[1:, 0] = [1e9, 1e12]
+    plain, odd, odder = room.calibration.score(logit, surprise)
     assert plain < 0.5
-    assert odd == calibration.CAP
+    assert calibration.CAP < odd < odder
 
 
 def test_anything_changed_does_not_push_known_fraud_aside(room):
-    """The second logit counts up to the cap, the first without an end."""
-    far = np.array([[50.0, -50.0], [-50.0, 50.0]])
-    known, anything = room.calibration.by_head(far)
-    assert known > anything == calibration.CAP
+    """Equally rare, the second logit counts less than the first, and beyond the cap a quarter as much."""
+    knots = room.calibration.anything.knots[-1] + np.array([1e3, 1e6])
+    second = room.calibration.by_head(np.stack([np.full(2, -50.0), knots], axis=1))
+    rise = np.diff(room.calibration.anything(knots))
+    np.testing.assert_allclose(np.diff(second), calibration.BEYOND_CAP * rise)
+    same = calibration.Calibration({}, room.calibration.known, room.calibration.known)
+    far = room.calibration.known.knots[-1] + 1e6
+    known, anything = same.by_head(np.array([[far, -50.0], [-50.0, far]]))
+    assert known > anything > calibration.CAP

@@ -99,6 +99,26 @@ def test_a_tariff_change_changes_no_honest_trip(room):
     np.testing.assert_allclose(before, after, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("pickup", "airport", "cbd", "unexplained"),
+    [
+        ("2023-06-01T12:00", 1.75, 0.0, 0.0),
+        ("2025-02-01T12:00", 0.0, 0.75, 0.0),
+        ("2025-02-01T12:00", 1.75, 0.75, 0.0),
+        ("2024-06-01T12:00", 0.0, 0.75, 0.75),
+        ("2025-02-01T12:00", 0.0, 5.75, 5.0),
+    ],
+)
+def test_fees_belong_to_the_sum_as_far_as_they_are_due(room, pickup, airport, cbd, unexplained):
+    """Airport and CBD fees are parts of a total from the day and up to the amount that the rules say."""
+    parts = {"fare_amount": 20.0, "extra": 0.0, "airport_fee": airport, "cbd_congestion_fee": cbd}
+    columns = {name: np.array([value]) for name, value in parts.items()}
+    columns |= {"total_amount": np.array([sum(parts.values())]), "vendor_id": np.array([2.0])}
+    columns["pickup_datetime"] = np.array([pickup], dtype="datetime64[us]")
+    residual = features.signed_exp(feature(columns, room.statistics, "total_residual_log").astype(float))
+    assert residual == pytest.approx([unexplained], abs=1e-4)
+
+
 def test_hiding_a_part_hides_the_total():
     """A total would give its parts away."""
     hidden = features.hides("tip_amount")
