@@ -1,4 +1,4 @@
-"""Trips that repeat an earlier one: a ride submitted again, seconds later and a little dearer.
+"""What trips tell of each other: a ride submitted again, seconds later and a little dearer, and a charge taken back.
 
 No single record shows this, so it is looked for where many trips lie side by side, as in a file.
 """
@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fraudlib.features import concat, row_count, take
+from fraudlib.features import concat, row_count
 from fraudlib.statistics import duration_minutes
 
 Array = NDArray[np.float64]
@@ -59,16 +59,39 @@ def find(columns: Columns) -> Array:
     return out
 
 
+def voided(columns: Columns) -> NDArray[np.bool_]:
+    """Which trips are a charge and its refund, (n,): the same ride to the second, with fare and total negated.
+
+    Nobody paid anything for either in the end, so neither is worth an alert; a refund that mirrors no charge is.
+    """
+    n = row_count(columns)
+    out = np.zeros(n, dtype=bool)
+    if n < 2 or any(name not in columns for name in (*_NEEDED, "total_amount")):
+        return out
+    second = columns["pickup_datetime"].astype("datetime64[s]").astype(np.int64)
+    keys = [columns[name].astype(np.float64) for name in (*_NEEDED[1:3], "fare_amount", "total_amount")]
+    # Equal sizes lie next to each other, the refund before the charge: below zero before above.
+    order = np.lexsort((keys[2], np.abs(keys[3]), np.abs(keys[2]), second, keys[1], keys[0]))
+    first, again = order[:-1], order[1:]
+    same = (second[first] == second[again]) & (keys[2][first] < 0)
+    for key, sign in zip(keys, (1, 1, -1, -1), strict=True):
+        same &= key[first] == sign * key[again]
+    out[first[same]] = out[again[same]] = True
+    return out
+
+
 class Lookback:
-    """Finds repeats in a file that is read in pieces: a piece is held against the one before it as well."""
+    """Looks at a file that is read in pieces: a piece is held against the one before it as well."""
 
     def __init__(self) -> None:
         self._before: dict[str, NDArray[np.generic]] = {}
 
-    def find(self, columns: Columns) -> Array:
-        """As `find`, for the next piece, (n,)."""
-        mine = {name: columns[name] for name in (*_NEEDED, "dropoff_datetime", "duration_minutes") if name in columns}
+    def find(self, columns: Columns) -> tuple[Array, NDArray[np.bool_]]:
+        """Minutes since the trip that each one repeats (`find`), and which are taken back (`voided`), (n,) each."""
+        wanted = (*_NEEDED, "total_amount", "dropoff_datetime", "duration_minutes")
+        mine = {name: columns[name] for name in wanted if name in columns}
         n, before = row_count(columns), row_count(self._before)
         both = concat([self._before, mine]) if before and self._before.keys() == mine.keys() else mine
-        self._before = take(mine, slice(0, None))
-        return find(both)[-n:] if n else np.zeros(0)
+        self._before = mine
+        start = row_count(both) - n
+        return find(both)[start:], voided(both)[start:]

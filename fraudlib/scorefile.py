@@ -172,7 +172,8 @@ def score_file(source: Path, output: Path, scorer: "Scorer", progress: Callable[
         with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
             for chunk in chunks(trips.batches(source, CHUNK_ROWS), CHUNK_ROWS):
                 columns = trips.to_columns(chunk)
-                scores = scorer.with_repeats(scorer.score(columns), lookback.find(columns))
+                minutes, voided = lookback.find(columns)
+                scores = scorer.without_voids(scorer.with_repeats(scorer.score(columns), minutes), voided)
                 writer.write_table(scored(rows, scores, scorer.threshold))
                 rows += chunk.num_rows
                 flagged += int(scores.is_flagged.sum())

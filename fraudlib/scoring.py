@@ -25,6 +25,7 @@ CHUNK = 768  # rows per pass on a CPU: the first layer of all views stays in its
 CHUNK_CUDA = 65_536
 MAX_REASONS = 3
 REASON_KEYS = ("field", "observed", "expected", "surprise")
+VOIDED = 1.0  # what one honest trip in ten reaches
 MIN_RARITY = 1.0  # a field that one honest trip in ten surpasses is no reason
 
 
@@ -166,6 +167,17 @@ class Scorer:
             }
             reasons[row] = [repeat, *reasons.get(row, [])][:MAX_REASONS]
         return Scores(score, flagged, reasons)
+
+    def without_voids(self, scores: Scores, voided: NDArray[np.bool_]) -> Scores:
+        """The same scores, with charges that were taken back, and their refunds, at no more than `VOIDED`.
+
+        Parameters
+        ----------
+        voided : (n,), which those are (`repeats.voided`).
+        """
+        score = np.where(voided, np.minimum(scores.anomaly_score, VOIDED), scores.anomaly_score)
+        flagged = score > self.threshold
+        return Scores(score, flagged, {row: told for row, told in scores.reasons.items() if flagged[row]})
 
     def _reasons(
         self, columns: Columns, x: NDArray[np.float32], raw: Raw, rows: NDArray[np.intp]

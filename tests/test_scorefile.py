@@ -29,6 +29,10 @@ class Fares:
         assert len(minutes) == len(scores.anomaly_score)
         return scores
 
+    def without_voids(self, scores: Scores, voided: NDArray[np.bool_]) -> Scores:
+        assert len(voided) == len(scores.anomaly_score)
+        return scores
+
     def score(self, columns: dict[str, NDArray[Any]]) -> Scores:
         fare = columns["fare_amount"]
         self.largest = max(self.largest, len(fare))
