@@ -68,15 +68,18 @@ def voided(columns: Columns) -> NDArray[np.bool_]:
     out = np.zeros(n, dtype=bool)
     if n < 2 or any(name not in columns for name in (*_NEEDED, "total_amount")):
         return out
-    second = columns["pickup_datetime"].astype("datetime64[s]").astype(np.int64)
-    keys = [columns[name].astype(np.float64) for name in (*_NEEDED[1:3], "fare_amount", "total_amount")]
+    refund = np.flatnonzero(columns["fare_amount"].astype(np.float64) < 0)
+    pickup = columns["pickup_datetime"].astype("datetime64[s]").astype(np.int64)
+    rows = np.flatnonzero(np.isin(pickup, pickup[refund]))  # refunds are few, and so is what can belong to them
+    second = pickup[rows]
+    keys = [columns[name].astype(np.float64)[rows] for name in (*_NEEDED[1:3], "fare_amount", "total_amount")]
     # Equal sizes lie next to each other, the refund before the charge: below zero before above.
     order = np.lexsort((keys[2], np.abs(keys[3]), np.abs(keys[2]), second, keys[1], keys[0]))
     first, again = order[:-1], order[1:]
     same = (second[first] == second[again]) & (keys[2][first] < 0)
     for key, sign in zip(keys, (1, 1, -1, -1), strict=True):
         same &= key[first] == sign * key[again]
-    out[first[same]] = out[again[same]] = True
+    out[rows[first[same]]] = out[rows[again[same]]] = True
     return out
 
 
