@@ -37,25 +37,25 @@ def find(columns: Columns) -> Array:
     out = np.full(n, np.nan)
     if n < 2 or any(name not in columns for name in _NEEDED):
         return out
-    second = columns["pickup_datetime"].astype("datetime64[s]").astype(np.int64)
-    known = ~np.isnat(columns["pickup_datetime"].astype("datetime64[us]"))
     pickup, dropoff, miles, fare = (columns[name].astype(np.float64) for name in _NEEDED[1:])
-    minutes = duration_minutes(columns, n)
-    order = np.lexsort((second, dropoff, pickup))
+    time = columns["pickup_datetime"].astype("datetime64[s]")
+    rows = np.flatnonzero(~(np.isnan(pickup) | np.isnan(dropoff) | np.isnat(time)) & (miles > LEAST_MILES) & (fare > 0))
+    second = time[rows].astype(np.int64)
+    zones = pickup[rows].astype(np.int64) * 1000 + dropoff[rows].astype(np.int64)
+    # Zones above, seconds below: sorted by one number, rides between the same zones follow each other in time.
+    order = np.argsort(zones * 2**40 + (second - second.min(initial=0)))
+    minutes, miles, fare = duration_minutes(columns, n)[rows], miles[rows], fare[rows]
     for lag in range(1, NEIGHBOURS + 1):
         first, again = order[:-lag], order[lag:]
         gap = second[again] - second[first]
+        near = np.flatnonzero((zones[first] == zones[again]) & (gap > 0) & (gap <= WINDOW_MINUTES * 60))
+        first, again, gap = first[near], again[near], gap[near]
         with np.errstate(invalid="ignore"):
-            same = (pickup[first] == pickup[again]) & (dropoff[first] == dropoff[again]) & known[first] & known[again]
-            same &= (gap > 0) & (gap <= WINDOW_MINUTES * 60) & (miles[first] > LEAST_MILES)
-            same &= np.abs(miles[again] - miles[first]) <= np.maximum(CLOSE * miles[first], 0.011)
+            same = np.abs(miles[again] - miles[first]) <= np.maximum(CLOSE * miles[first], 0.011)
             same &= np.abs(minutes[again] - minutes[first]) <= np.maximum(CLOSE * minutes[first], 2 / 60)
-            same &= (
-                (fare[first] > 0)
-                & (fare[again] >= fare[first])
-                & (fare[again] <= DEAREST * fare[first] + HALF_UNIT_USD)
-            )
-        out[again[same]] = np.fmin(out[again[same]], gap[same] / 60)
+            same &= (fare[again] >= fare[first]) & (fare[again] <= DEAREST * fare[first] + HALF_UNIT_USD)
+        found = rows[again[same]]
+        out[found] = np.fmin(out[found], gap[same] / 60)
     return out
 
 
