@@ -17,7 +17,7 @@ ARGS ?=
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
-NOTEBOOKS := $(sort $(wildcard notebooks/0[1-4]_*.ipynb))
+NOTEBOOKS := $(sort $(wildcard notebooks/0[0-4]_*.ipynb))
 PIP := -m pip --disable-pip-version-check install -qq $(PIP_ARGS)
 
 # What differs from run to run stays out of the kept outputs: times, widgets of progress bars, kernel warnings.
@@ -64,7 +64,7 @@ lab: $(READY)  ## open the notebooks in JupyterLab
 retrain: $(READY)  ## run notebooks 01 to 04 and promote what passes; ARGS="--params pipelines/params/real_green.yaml"
 	@exec $(BIN)/python -m pipelines retrain $(ARGS)
 
-notebooks: $(READY)  ## run notebooks 01 to 04 on the sample in place and keep their outputs
+notebooks: $(READY)  ## run the notebooks on the sample in place and keep their outputs
 	$(EXECUTE) $(NOTEBOOKS)
 	$(STRIP) $(NOTEBOOKS)
 

@@ -108,7 +108,7 @@ def _rates(rows: Columns) -> tuple[Array, Array, Array]:
     return tariff.rate("base", index), tariff.rate("per_mile", index), tariff.rate("per_minute", index)
 
 
-def _snap(rows: Columns, fare: Array) -> Array:
+def snap(rows: Columns, fare: Array) -> Array:
     """Nearest fare that the meter can show: the base and whole units."""
     base, per_mile, _ = _rates(rows)
     unit = per_mile / 5
@@ -123,7 +123,7 @@ def _metered(rows: Rows, miles: Array, minutes: Array) -> None:
     position = np.clip(
         (fare - base - per_mile * _number(rows, "trip_distance")) / (per_minute * old_minutes), 0.02, 0.95
     )
-    new_fare = _snap(rows, base + per_mile * miles + position * per_minute * np.clip(minutes, 0.5, 600.0))
+    new_fare = snap(rows, base + per_mile * miles + position * per_minute * np.clip(minutes, 0.5, 600.0))
     rows["trip_distance"] = _cents(miles)
     _set_minutes(rows, minutes)
     _set(rows, "fare_amount", np.maximum(new_fare, fare))
@@ -184,7 +184,7 @@ def _factor_on_fare(rows: Rows, rng: Rng, factor: Array) -> None:
     base, _, _ = _rates(rows)
     before = _number(rows, "total_amount").copy()
     fare = _number(rows, "fare_amount")
-    _set(rows, "fare_amount", np.maximum(_snap(rows, base + (fare - base) * factor), fare))
+    _set(rows, "fare_amount", np.maximum(snap(rows, base + (fare - base) * factor), fare))
     _tip_follows(rows, rng, before)
 
 
@@ -331,14 +331,14 @@ def _resubmit(rows: Rows, rng: Rng) -> None:
     for name in ("pickup_datetime", "dropoff_datetime"):
         rows[name] = (rows[name] + shift).astype("datetime64[us]")
     fare = _number(rows, "fare_amount")
-    _set(rows, "fare_amount", np.maximum(_snap(rows, fare * rng.uniform(1.0, 1.05, n)), fare))
+    _set(rows, "fare_amount", np.maximum(snap(rows, fare * rng.uniform(1.0, 1.05, n)), fare))
 
 
 def _waiting_meter(rows: Rows, rng: Rng) -> None:
     _, _, per_minute = _rates(rows)
     minutes = duration_minutes(rows, _size(rows))
     waiting = minutes + rng.uniform(8, 40, _size(rows))
-    _set(rows, "fare_amount", _snap(rows, _number(rows, "fare_amount") + per_minute * waiting))
+    _set(rows, "fare_amount", snap(rows, _number(rows, "fare_amount") + per_minute * waiting))
 
 
 def _double_charge(rows: Rows, rng: Rng) -> None:
@@ -364,7 +364,7 @@ def _idle_minutes(rows: Rows, rng: Rng) -> None:
     n = _size(rows)
     _metered(rows, _number(rows, "trip_distance"), duration_minutes(rows, n) * rng.uniform(2.5, 5, n))
     _, _, per_minute = _rates(rows)
-    _set(rows, "fare_amount", _snap(rows, _number(rows, "fare_amount") + 0.5 * per_minute * duration_minutes(rows, n)))
+    _set(rows, "fare_amount", snap(rows, _number(rows, "fare_amount") + 0.5 * per_minute * duration_minutes(rows, n)))
 
 
 def _tax_stacked(rows: Rows, rng: Rng) -> None:

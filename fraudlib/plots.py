@@ -50,7 +50,7 @@ def use_style(dpi: int = 72) -> None:
     )
 
 
-def _title_over_legend(ax: Axes, title: str, ncols: int) -> None:
+def title_over_legend(ax: Axes, title: str, ncols: int) -> None:
     """Title and legend above the axes, where no bar or dot can lie under them."""
     rows = -(-len(ax.get_legend_handles_labels()[0]) // ncols)
     ax.set_title(title, pad=6 + 16 * rows)
@@ -92,7 +92,7 @@ def missing_shares(shares: Mapping[str, Mapping[str, float]], origin: str, ax: A
     ax.set_yticks(np.arange(len(columns)), columns)
     ax.invert_yaxis()
     ax.set_xlabel("rows without a value, %")
-    _title_over_legend(ax, f"Which columns are blank together? ({origin})", ncols=len(shares))
+    title_over_legend(ax, f"Which columns are blank together? ({origin})", ncols=len(shares))
 
 
 def trips_by_hour(hour: NDArray[np.int64], weekend: Bools, origin: str, ax: Axes) -> None:
@@ -177,7 +177,7 @@ def explained(fields: Sequence[str], baseline: Array, model: Array, origin: str,
     ax.set_yticks(y, fields)
     ax.invert_yaxis()
     ax.set(xlabel="mean absolute error, standard deviations", xlim=(0, None))
-    _title_over_legend(ax, f"Which hidden fields can the others tell? ({origin})", ncols=2)
+    title_over_legend(ax, f"Which hidden fields can the others tell? ({origin})", ncols=2)
 
 
 def surprise_quantiles(fields: Sequence[str], surprise: Array, origin: str, ax: Axes) -> None:
@@ -193,7 +193,7 @@ def surprise_quantiles(fields: Sequence[str], surprise: Array, origin: str, ax: 
     ax.set_yticks(y, fields)
     ax.invert_yaxis()
     ax.set(xscale="log", xlabel="surprise, in the prediction's own spreads (codes: nats)")
-    _title_over_legend(ax, f"Which fields have long honest tails? Quantiles of their surprise ({origin})", ncols=4)
+    title_over_legend(ax, f"Which fields have long honest tails? Quantiles of their surprise ({origin})", ncols=4)
 
 
 def score_histogram(score: Array, label: Bools, threshold: float, origin: str, ax: Axes) -> None:
@@ -270,7 +270,7 @@ def threshold_choices(
     for way, value in chosen.items():
         label = f"{way}: {value:.2f}" + (" (chosen)" if way == choice else "")
         axes[0].plot([], [], color=colours[way], ls=styles[way], lw=2.5 if way == choice else 1.3, label=label)
-    _title_over_legend(axes[0], f"Where would budget, staff and cost each draw the line? ({origin})", ncols=2)
+    title_over_legend(axes[0], f"Where would budget, staff and cost each draw the line? ({origin})", ncols=2)
     axes[-1].set_xlabel("threshold on the anomaly score")
 
 
@@ -324,7 +324,7 @@ def recall_by_kind(kinds: Mapping[str, Mapping[str, Any]], origin: str, ax: Axes
     ax.set_yticks(y, [name.replace("_", " ") for name in names])
     ax.invert_yaxis()
     ax.set(xlabel="found at the threshold, %", xlim=(0, 100))
-    _title_over_legend(ax, f"Which kinds get away? ({origin})", ncols=2)
+    title_over_legend(ax, f"Which kinds get away? ({origin})", ncols=2)
 
 
 def false_positive_rate(months: Mapping[str, Interval], budget: float, origin: str, ax: Axes) -> None:
@@ -360,7 +360,7 @@ def detectors(groups: Mapping[str, Mapping[str, Interval]], origin: str, ax: Axe
     ax.set_yticks(np.arange(len(names)), names)
     ax.invert_yaxis()
     ax.set(xlabel="average precision, %", xlim=(0, 100))
-    _title_over_legend(ax, f"What do teaching and surprises each add? ({origin})", ncols=len(groups))
+    title_over_legend(ax, f"What do teaching and surprises each add? ({origin})", ncols=len(groups))
 
 
 def families_left_out(families: Mapping[str, Mapping[str, Interval]], origin: str, ax: Axes) -> None:
@@ -376,4 +376,4 @@ def families_left_out(families: Mapping[str, Mapping[str, Interval]], origin: st
     ax.set_yticks(y, list(families))
     ax.invert_yaxis()
     ax.set(xlabel="found at one false positive in a hundred, %", xlim=(0, 101))
-    _title_over_legend(ax, f"What would be found that nobody taught? ({origin})", ncols=2)
+    title_over_legend(ax, f"What would be found that nobody taught? ({origin})", ncols=2)

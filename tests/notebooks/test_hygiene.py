@@ -1,4 +1,4 @@
-"""Notebooks 01 to 04 as people find them: anatomy, parameters, outputs and size."""
+"""The notebooks as people find them: anatomy, parameters, outputs and size."""
 
 import ast
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 from fraudlib import paths
 
-NOTEBOOKS = sorted((paths.root() / "notebooks").glob("0[1-4]_*.ipynb"))
+NOTEBOOKS = sorted((paths.root() / "notebooks").glob("0[0-6]_*.ipynb"))
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -16,9 +16,10 @@ def code(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def test_the_four_are_there() -> None:
-    """Prepare, train, tune and evaluate, in order."""
-    assert [path.stem for path in NOTEBOOKS] == ["01_prepare", "02_train", "03_tune", "04_evaluate"]
+def test_the_line_is_there() -> None:
+    """Explore, prepare, train, tune and evaluate, in order."""
+    line = ["00_explore", "01_prepare", "02_train", "03_tune", "04_evaluate"]
+    assert [path.stem for path in NOTEBOOKS][:5] == line
 
 
 @each
@@ -83,7 +84,7 @@ def test_imports_come_first_and_stay_in_the_house(path: Path) -> None:
     nodes = [node for tree in trees for node in ast.walk(tree)]
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
-    allowed = {"fraudlib", "matplotlib", "numpy", "pandas", "torch", "IPython", "platform"}
+    allowed = {"fraudlib", "matplotlib", "numpy", "pandas", "torch", "IPython", "ipywidgets", "platform"}
     assert {name.split(".")[0] for name in names} <= allowed
 
 
