@@ -17,7 +17,7 @@ ARGS ?=
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
-NOTEBOOKS := $(sort $(wildcard notebooks/0[0-4]_*.ipynb))
+NOTEBOOKS := $(sort $(wildcard notebooks/0[0-5]_*.ipynb))
 PIP := -m pip --disable-pip-version-check install -qq $(PIP_ARGS)
 
 # What differs from run to run stays out of the kept outputs: times, widgets of progress bars, kernel warnings.

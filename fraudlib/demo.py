@@ -17,13 +17,11 @@ from typing import Any, Final
 
 import click
 import orjson
-from aiokafka import AIOKafkaConsumer
 
 from fraudlib import paths
-from fraudlib.delivery import Deduplicator, FirstOfId
 from fraudlib.errors import ServiceError
 from fraudlib.manifest import current_bundle
-from fraudlib.schema import TOPIC_ALERTS, TOPIC_DEAD_LETTERS, TOPIC_SCORES
+from fraudlib.readers import Reader
 from fraudlib.screen import Screen
 from fraudlib.settings import Settings
 from fraudlib.stack import Stack, check_port, free_port
@@ -128,49 +126,10 @@ class Interrupts:
         self.asked = True
 
 
-class Reader:
-    """Reads scores, alerts and dead letters from the topics, each source position once."""
-
-    def __init__(self, settings: Settings, tally: Tally, screen: Screen) -> None:
-        self._tally, self._screen = tally, screen
-        self._filters = {topic: (Deduplicator(), FirstOfId()) for topic in (TOPIC_SCORES, TOPIC_ALERTS)}
-        self.consumer = AIOKafkaConsumer(
-            *self._filters,
-            TOPIC_DEAD_LETTERS,
-            bootstrap_servers=settings.kafka_bootstrap_servers,
-            auto_offset_reset="earliest",
-            fetch_max_wait_ms=settings.fetch_wait_ms,
-            enable_auto_commit=False,
-        )
-
-    async def read(self, seconds: float = 0.1) -> int:
-        """Take what has come, waiting at most `seconds` for it; number of messages."""
-        polled = await self.consumer.getmany(timeout_ms=int(1000 * seconds))
-        now = time.perf_counter()
-        for partition, messages in polled.items():
-            for message in messages:
-                self._take(partition.topic, message.key, message.value, now)
-        return sum(map(len, polled.values()))
-
-    def _take(self, topic: str, key: bytes | None, value: bytes, now: float) -> None:
-        if topic == TOPIC_DEAD_LETTERS:
-            self._tally.dead_letter((key or b"").decode("utf-8", "replace"))
-            return
-        content = orjson.loads(value)
-        is_fresh, is_first = self._filters[topic]
-        if not is_fresh(content["src_partition"], content["src_offset"]) or not is_first(content["transaction_id"]):
-            return
-        if topic == TOPIC_SCORES:
-            self._tally.score(content, now)
-        else:
-            self._tally.alert(content)
-            self._screen.alert(content)
-
-
 async def stream(stack: Stack, traffic: Traffic, tally: Tally, seconds: float | None, interrupts: Interrupts) -> None:
     """Let the traffic run until the time is up or an end is asked for, then wait for the outstanding scores."""
     screen = Screen(tally)
-    reader = Reader(stack.settings, tally, screen)
+    reader = Reader(stack.settings, tally, screen.alert)
     await reader.consumer.start()
     try:
         end = time.monotonic() + (seconds or float("inf"))
