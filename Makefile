@@ -28,7 +28,7 @@ STRIP := $(BIN)/nbstripout --keep-output --keep-count --extra-keys \
 
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: help demo test check lab retrain notebooks bench chaos lock clean
+.PHONY: help demo test check lab retrain notebooks bench chaos soak lock clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -73,6 +73,9 @@ bench: $(READY)  ## measure on this machine: throughput, latency, API, dead lett
 
 chaos: $(READY)  ## kill, pause and starve the services under load, and check that nothing is lost or doubled
 	@exec $(BIN)/python -m bench.chaos --out docs/bench.json $(ARGS)
+
+soak: $(READY)  ## half an hour of steady load with restarts and reloads; ARGS="--minutes 5"; writes docs/soak.json
+	@exec $(BIN)/python -m bench.soak --out docs/soak.json $(ARGS)
 
 lock: pyproject.toml  ## take the newest releases that pyproject.toml allows into constraints.txt
 	@rm -rf $(VENV)-lock

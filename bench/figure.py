@@ -65,3 +65,35 @@ def draw(results: dict[str, Any], path: Path) -> None:
     figure.supxlabel(f"{text}; {machine['measured_at'][:10]}\n{results['data']}", fontsize=7)
     figure.savefig(path, dpi=130, metadata={"Software": None})
     plt.close(figure)
+
+
+def soak(looks: Any, events: list[tuple[float, str]], warm: float, path: Path) -> None:
+    """Draw what the lasting processes used over a soak.
+
+    Parameters
+    ----------
+    looks : a `bench.soak.Looks`. events : (s, "restart" or "reload"). warm : end of the warm-up, s.
+    """
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(9, 5.6), sharex=True, layout="constrained")
+    minutes = [second / 60 for second in looks.seconds]
+    for (name, values), colour in zip(looks.memory_mib.items(), ("#8a8f98", "#1b6ca8", "#b03a2e"), strict=True):
+        top.plot(minutes, values, color=colour, label=name)
+        bottom.plot(minutes, looks.descriptors[name], color=colour, label=f"{name}, descriptors")
+        if name in looks.tasks:
+            bottom.plot(minutes, looks.tasks[name], ":", color=colour, label=f"{name}, tasks")
+    for at, what in events:
+        top.axvline(at / 60, color="#e0a030" if what == "restart" else "#d0d4d8", linewidth=0.7, zorder=0)
+    top.axvspan(0, warm / 60, color="#f2f3f5", zorder=-1)
+    top.set_ylim(bottom=0)
+    top.set_ylabel("resident memory, MiB")
+    top.set_title(
+        "Does memory stay level after the warm-up (shaded)? Lines: another bundle (grey), a worker restarted (amber)",
+        fontsize=9,
+    )
+    bottom.set_ylim(bottom=0)
+    bottom.set_ylabel("count")
+    bottom.set_xlabel("minutes of steady load")
+    for axes in (top, bottom):
+        axes.legend(fontsize=7, ncols=3)
+    figure.savefig(path, dpi=130, metadata={"Software": None})
+    plt.close(figure)

@@ -39,6 +39,8 @@ class Services:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keep the link and the feeds alive."""
+        loop = asyncio.get_running_loop()
+        self.metrics.tasks.set_function(lambda: len(asyncio.all_tasks(loop)))
         tasks = [asyncio.create_task(part.run()) for part in (self.link, self.scores, self.alerts, self.backlog)]
         try:
             yield

@@ -78,6 +78,7 @@ class ApiMetrics:
         )
         self.rebuilds = Counter("fraudlib_api_producer_rebuilds_total", "producers replaced", registry=registry)
         self.streams = Gauge("fraudlib_api_alert_streams", "clients that follow GET /alerts", registry=registry)
+        self.tasks = Gauge("fraudlib_api_tasks", "tasks of the event loop", registry=registry)
         self.labels = Counter("fraudlib_api_labels_total", "labels accepted", ["verdict"], registry=registry)
 
 
@@ -120,6 +121,7 @@ class WorkerMetrics:
         self.loop_lag = BulkHistogram(
             "fraudlib_worker_loop_lag_seconds", "how late the event loop came round", SECONDS, registry
         )
+        self.tasks = Gauge("fraudlib_worker_tasks", "tasks of the event loop", registry=registry)
         self._observe(registry)
 
     def _observe(self, registry: CollectorRegistry) -> None:

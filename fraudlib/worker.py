@@ -103,6 +103,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
+        self._metrics.tasks.set_function(lambda: len(asyncio.all_tasks(loop)))
         beat = asyncio.create_task(self._watchdog.beat(lambda late: self._metrics.loop_lag.observe_many([late])))
         try:
             await self._bundle.load()
