@@ -11,9 +11,9 @@ from fraudlib.scoring import Scorer
 
 
 def looks(slope_mib_per_hour: float, descriptors: tuple[int, int] = (20, 20)) -> soak.Looks:
-    """Half an hour of looks at processes of which the worker grows, with noise of a megabyte and a jump at the start."""
+    """Half an hour of looks at processes that grow, with noise of a third of a megabyte and a jump at the start."""
     seconds = np.arange(0, 1800, 2.0)
-    noise = np.random.default_rng(7).normal(0, 1, len(seconds))
+    noise = np.random.default_rng(7).normal(0, 0.3, len(seconds))
     memory = 300 - 40 * np.exp(-seconds / 60) + slope_mib_per_hour * seconds / 3600 + noise
     found = soak.Looks(seconds=seconds.tolist())
     for name in soak.LOOKED_AT:
