@@ -13,10 +13,11 @@ from prometheus_client import CollectorRegistry
 from starlette.types import Receive, Scope, Send
 
 from fraudlib import __version__, problems
+from fraudlib.access import require_safe_address
 from fraudlib.broker import listener
 from fraudlib.deadlines import Protocol
 from fraudlib.gate import Gate
-from fraudlib.routes import add_alerts, add_labels, add_state
+from fraudlib.routes import add_alerts, add_labels, add_session, add_state
 from fraudlib.services import DRAIN_SECONDS, Services
 from fraudlib.settings import Settings
 from fraudlib.submission import add_transaction, add_transactions
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 ROUTES: Final = frozenset(
     {"/", "/transaction", "/transactions", "/labels", "/alerts", "/healthz", "/readyz", "/metrics", "/docs"}
-    | {"/openapi.json"}
+    | {"/openapi.json", "/session"}
 )
 
 
@@ -64,13 +65,15 @@ def create_app(settings: Settings, registry: CollectorRegistry | None = None) ->
         summary="Taxi transactions in, fraud scores and alerts out",
         lifespan=lifespan,
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.services = services
     problems.install(app)
     direct = {"/transaction": add_transaction(app, services), "/transactions": add_transactions(app, services)}
-    app.gate = Gate(app.pass_on, settings, services.metrics, ROUTES, direct)
+    app.gate = Gate(app.pass_on, settings, services.metrics, ROUTES, direct, services.access)
     add_labels(app, services)
     add_alerts(app, services)
+    add_session(app, services)
     add_state(app, services)
     return app
 
@@ -96,11 +99,16 @@ def serve(settings: Settings) -> int:
     Raises
     ------
     ServiceError
-        If the port is taken.
+        If a port is taken, or other machines could come in without a key.
+    DataError
+        If the file of keys is not as it should be.
     """
     configure_logging("api", settings.log_level)
-    sock = listener(settings.api_host, settings.api_port, "FRAUDLIB_API_PORT")
+    require_safe_address(settings)
     app = create_app(settings)
+    socks = [listener(settings.api_host, settings.api_port, "FRAUDLIB_API_PORT")]
+    if settings.api_internal_port:
+        socks.append(listener(settings.metrics_host, settings.api_internal_port, "FRAUDLIB_API_INTERNAL_PORT"))
     config = uvicorn.Config(
         app,
         access_log=False,
@@ -118,10 +126,11 @@ def serve(settings: Settings) -> int:
     # uvicorn raises the signal again once it has drained; this keeps it from killing the process with it.
     previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        with sock:
-            log.info("api listens", extra={"host": settings.api_host, "port": settings.api_port})
-            server.run(sockets=[sock])
+        log.info("api listens", extra={"host": settings.api_host, "port": settings.api_port})
+        server.run(sockets=socks)
     finally:
+        for sock in socks:
+            sock.close()
         for number, handler in previous.items():
             signal.signal(number, handler)
     return 0

@@ -28,6 +28,7 @@ Examples:
   fraudlib score month.parquet out.parquet score every trip of a file
   fraudlib replay month.parquet --rate 500 send a month through the live API
   fraudlib broker | api | worker           one service each (FRAUDLIB_* settings)
+  fraudlib api-key NAME                    a key for a client of the API
   fraudlib dlq list | replay               what could not be scored, and again
 
 \b
@@ -84,6 +85,35 @@ def api() -> None:
     from fraudlib.api import serve
 
     serve(_settings())
+
+
+@cli.command("api-key")
+@click.argument("name", default="default")
+@click.option("--add", type=click.Path(dir_okay=False, path_type=Path), help="Append the hash to this file.")
+@click.option("--write", type=click.Path(dir_okay=False, path_type=Path), help="Put the key here, and do not show it.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def api_key(name: str, add: Path | None, write: Path | None, as_json: bool) -> None:
+    """Make an API key for the client NAME.
+
+    The key is shown once, or written to a file that only its owner reads; the API keeps its hash alone, as a line of
+    the file that FRAUDLIB_API_KEYS_FILE names. A line that is taken out closes the API to that key within seconds.
+    Clients send `Authorization: Bearer KEY`; replay, demo and notebooks take it from FRAUDLIB_API_KEY_FILE. Where the
+    file of --write is there already, its key is taken, so that the same command can run at every start.
+
+    \b
+    Examples:
+      fraudlib api-key alice --add keys/hashes
+      fraudlib api-key stack --add keys/hashes --write keys/stack
+    """
+    from fraudlib import keys
+
+    shown, client = keys.make_key(name, add, write)
+    value = {"name": client.name, "key": shown, "line": client.line}
+    if as_json:
+        return click.echo(_json({item: text for item, text in value.items() if text}))
+    if shown:
+        click.echo(f"key    {shown}\n       keep it safe, it is not shown again")
+    click.echo(f"line   {client.line}\n       {f'is in {add}' if add else 'for the file of FRAUDLIB_API_KEYS_FILE'}")
 
 
 @cli.command()
@@ -189,14 +219,18 @@ def replay(
       fraudlib replay month.parquet --topic --rate 0
     """
     from fraudlib import replay as sending
-    from fraudlib.senders import HttpSender, TopicSender
+    from fraudlib.keys import authorization
+    from fraudlib.senders import HttpSender, Sender, TopicSender
 
     if topic and url:
         raise click.UsageError("--to names an API and --topic goes past it: give one of them.")
     settings = _settings()
     with _sigterm_interrupts(), _bar(limit, "trip", "sending") as bar:
         wait: dict[str, Any] = {"on_wait": bar.set_postfix_str}
-        sender = TopicSender(settings, **wait) if topic else HttpSender(url or _api_url(settings), **wait)
+        if topic:
+            sender: Sender = TopicSender(settings, **wait)
+        else:
+            sender = HttpSender(url or _api_url(settings), authorization(settings), **wait)
         plan = sending.Plan(source, rate=rate, limit=limit, fraud=fraud, seed=seed)
         with sender:
             summary = sending.replay(plan, sender, bar.update)

@@ -11,11 +11,13 @@ from fraudlib.transaction import ProblemDetails
 PROBLEM: Final[dict[str, Any]] = {"model": ProblemDetails}
 FAILURES: Final[dict[int | str, dict[str, Any]]] = {
     400: PROBLEM | {"description": "cannot be read"},
+    401: PROBLEM | {"description": "no key, where the operator asks for one"},
     408: PROBLEM | {"description": "the body came too slowly"},
     413: PROBLEM | {"description": "too large"},
     415: PROBLEM | {"description": "another media type"},
     422: PROBLEM | {"description": "cannot be a record; `errors` names the fields"},
-    429: PROBLEM | {"description": "the workers lag behind; nothing was taken, see Retry-After"},
+    429: PROBLEM
+    | {"description": "the workers lag behind, or this client sends too much; nothing was taken, see Retry-After"},
     503: PROBLEM | {"description": "not taken, for certain; see Retry-After"},
     504: PROBLEM | {"description": "outcome-unknown: taken or not; the same transaction_id may be sent again"},
 }

@@ -20,6 +20,7 @@ import orjson
 
 from fraudlib import paths
 from fraudlib.errors import ServiceError
+from fraudlib.keys import authorization
 from fraudlib.manifest import current_bundle
 from fraudlib.readers import Reader
 from fraudlib.screen import Screen
@@ -186,7 +187,8 @@ def run(options: Options) -> int:
         click.echo(f"stream   {options.rate:g} trips a second, {options.fraud:.1%} of them planted fraud, {how}\n")
         tally = Tally(prefix)
         interrupts.gentle = True
-        asyncio.run(stream(stack, Traffic(waves, url, options.rate, tally), tally, options.seconds, interrupts))
+        traffic = Traffic(waves, url, options.rate, tally, authorization(stack.settings))
+        asyncio.run(stream(stack, traffic, tally, options.seconds, interrupts))
         click.echo(f"\n{tally}")
         click.echo("stopping broker, API and worker")
     if options.seconds:

@@ -13,6 +13,7 @@ from typing import Any, Final
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from fraudlib.access import Access
 from fraudlib.problems import Problem, failure, retry_later
 from fraudlib.settings import Settings
 from fraudlib.telemetry import ApiMetrics
@@ -40,6 +41,7 @@ class Gate:
     settings, metrics : of the API.
     routes : paths that may name themselves in metrics.
     direct : paths whose POST is answered by these endpoints, without the app.
+    access : decides who may come in; by default as the settings say.
     """
 
     def __init__(
@@ -49,9 +51,10 @@ class Gate:
         metrics: ApiMetrics,
         routes: frozenset[str],
         direct: Mapping[str, Endpoint] | None = None,
+        access: Access | None = None,
     ) -> None:
         self._app, self._settings, self._metrics, self._routes = app, settings, metrics, routes
-        self._direct = direct or {}
+        self._direct, self._access = direct or {}, access or Access(settings)
         self._clocks: dict[tuple[str, str, int], Any] = {}
         self._in_flight = {"": 0, "/transactions": 0}
 
@@ -68,7 +71,9 @@ class Gate:
             await send(message)
 
         try:
-            if scope["method"] == "POST":
+            if problem := self._access.refusal(scope):
+                await problem.response()(scope, receive, noting_send)
+            elif scope["method"] == "POST":
                 await self._admitted(scope, receive, noting_send)
             else:
                 await self._app(scope, receive, noting_send)

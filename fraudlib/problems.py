@@ -15,6 +15,7 @@ MEDIA_TYPE: Final = "application/problem+json"
 
 _TITLES: Final = {
     400: ("malformed-request", "The request cannot be read"),
+    401: ("no-key", "A key is needed here"),
     404: ("not-found", "There is nothing at this address"),
     405: ("method-not-allowed", "This address does not take that method"),
     408: ("too-slow", "The request did not arrive in time"),
@@ -22,7 +23,7 @@ _TITLES: Final = {
     413: ("too-large", "The body is too large"),
     415: ("unsupported-media-type", "The body is of another type"),
     422: ("invalid-transaction", "This cannot be a record"),
-    429: ("workers-behind", "The workers have not caught up"),
+    429: ("workers-behind", "Too much has come for now"),
     500: ("internal-error", "Something failed on this side"),
     503: ("unavailable", "Not possible at the moment"),
     504: ("outcome-unknown", "The outcome is not known"),

@@ -11,8 +11,10 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from prometheus_client import generate_latest
 from pydantic import ValidationError
 
+from fraudlib.access import COOKIE
 from fraudlib.conventions import FAILURES, PROBLEM, body_of, json_response, require_media
 from fraudlib.intake import parse_object
+from fraudlib.keys import SESSION_SECONDS
 from fraudlib.manifest import now
 from fraudlib.problems import Problem, retry_later
 from fraudlib.schema import TOPIC_LABELS
@@ -64,6 +66,37 @@ def add_alerts(app: FastAPI, services: Services) -> None:
         with services.metrics.streams.track_inprogress():
             async for alert in services.alerts.follow(last_event_id, recent):
                 yield ServerSentEvent(raw_data=alert.data, id=alert.id, event="alert")
+
+
+def add_session(app: FastAPI, services: Services) -> None:
+    """Add `/session`, by which a browser, whose event streams cannot send a key, gets a cookie for one."""
+    keys = services.access.keys
+
+    @app.get("/session")
+    async def get_session(request: Request) -> Response:
+        """Whether a key is needed here, and whose this request has."""
+        client = services.access.client(request.scope)
+        return json_response({"is_needed": keys is not None, "client": client.name if client else None})
+
+    @app.post("/session", status_code=204, responses={401: PROBLEM})
+    async def post_session(request: Request) -> Response:
+        """A cookie in place of the key of the header Authorization, for twelve hours."""
+        response = Response(status_code=204)
+        client = services.access.client(request.scope)
+        if keys is not None and client is not None:
+            is_secure = request.headers.get("x-forwarded-proto") == "https"
+            token = keys.open_session(client)
+            response.set_cookie(
+                COOKIE, token, max_age=SESSION_SECONDS, secure=is_secure, httponly=True, samesite="strict"
+            )
+        return response
+
+    @app.delete("/session", status_code=204)
+    async def delete_session() -> Response:
+        """Forget the cookie."""
+        response = Response(status_code=204)
+        response.delete_cookie(COOKIE, httponly=True, samesite="strict")
+        return response
 
 
 def add_state(app: FastAPI, services: Services) -> None:

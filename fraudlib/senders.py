@@ -5,7 +5,7 @@ import http.client
 import time
 import urllib.parse
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Event
 from typing import Any, Final, Protocol, Self
@@ -114,6 +114,7 @@ class HttpSender(_Patient):
     Parameters
     ----------
     url : address of the API, such as http://127.0.0.1:8000.
+    headers : sent with every request, such as those of `fraudlib.keys.authorization`.
 
     Raises
     ------
@@ -121,7 +122,7 @@ class HttpSender(_Patient):
         If the address is no http or https one.
     """
 
-    def __init__(self, url: str, **patience: Any) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str] | None = None, **patience: Any) -> None:
         super().__init__(**patience)
         self.url = url.rstrip("/")
         parts = urllib.parse.urlsplit(self.url)
@@ -129,7 +130,7 @@ class HttpSender(_Patient):
             raise ParameterError(f"expected an address such as http://127.0.0.1:8000, found {url!r}")
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._connection = kind(parts.hostname, parts.port, timeout=TIMEOUT_SECONDS)
-        self._path = parts.path
+        self._path, self._headers = parts.path, dict(headers or {})
         self._met = False
 
     def __enter__(self) -> Self:
@@ -160,7 +161,7 @@ class HttpSender(_Patient):
     def _post(self, path: str, media: str, body: bytes) -> tuple[int, float, dict[str, Any]]:
         """Status, seconds after which to come again, and the JSON object of the answer."""
         try:
-            self._connection.request("POST", self._path + path, body, {"Content-Type": media})
+            self._connection.request("POST", self._path + path, body, {"Content-Type": media, **self._headers})
             response = self._connection.getresponse()
             raw = response.read()
         except (OSError, http.client.HTTPException) as err:
@@ -174,6 +175,8 @@ class HttpSender(_Patient):
             content = orjson.loads(raw)
         except orjson.JSONDecodeError:
             content = None
+        if response.status == 401:
+            raise ServiceError(f"{self.url} asks for an API key; name the file of yours in FRAUDLIB_API_KEY_FILE")
         if not isinstance(content, dict) or response.status not in (202, 207, 400, 413, 422, *COME_AGAIN):
             raise ServiceError(f"{self.url}{path} answered {response.status}, which is not this project's API")
         retry = response.headers.get("Retry-After", "")

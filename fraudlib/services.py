@@ -7,6 +7,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry
 
+from fraudlib.access import Access
 from fraudlib.backlog import Backlog
 from fraudlib.feeds import AlertFeed, ScoreFeed
 from fraudlib.idempotency import Answers
@@ -26,6 +27,7 @@ class Services:
     def __init__(self, settings: Settings, registry: CollectorRegistry) -> None:
         self.settings = settings
         self.metrics = ApiMetrics(registry)
+        self.access = Access(settings)
         self.answers = Answers(settings)
         self.scores = ScoreFeed(settings)
         self.alerts = AlertFeed(settings)

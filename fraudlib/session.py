@@ -18,6 +18,7 @@ import pandas as pd
 
 from fraudlib import paths
 from fraudlib.errors import ServiceError
+from fraudlib.keys import authorization
 from fraudlib.readers import Reader
 from fraudlib.reasons import in_words
 from fraudlib.settings import Settings
@@ -98,7 +99,7 @@ class Session:
             If the API cannot be reached or refuses the trip; the message is the API's own.
         """
         address = urllib.parse.urlsplit(self.url)
-        headers = {"Content-Type": "application/json", "Prefer": f"wait={wait_s:g}"}
+        headers = {"Content-Type": "application/json", "Prefer": f"wait={wait_s:g}", **authorization(self.settings)}
         started = time.perf_counter()
         connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=wait_s + 5)
         with contextlib.closing(connection):
@@ -128,7 +129,8 @@ class Stream(Tally):
     def __init__(self, session: Session, folder: Path, rate: float, fraud_share: float, seed: int) -> None:
         super().__init__(f"live-{secrets.token_hex(3)}-")
         self._settings = session.settings
-        self._traffic = Traffic(sample_waves(folder, fraud_share, seed, self.prefix), session.url, rate, self)
+        waves = sample_waves(folder, fraud_share, seed, self.prefix)
+        self._traffic = Traffic(waves, session.url, rate, self, authorization(session.settings))
         self._alerts: deque[Mapping[str, Any]] = deque(maxlen=LATEST_ALERTS)
         self._points: list[tuple[float, float, float, bool, bool]] = []
         self._ready, self._done = Event(), Event()

@@ -29,6 +29,17 @@ class Settings(BaseSettings):
     broker_port: int = Field(9092, ge=1, le=65535, description="port of the embedded broker")
     api_host: str = Field("127.0.0.1", description="address that the API listens on")
     api_port: int = Field(8000, ge=1, le=65535, description="port of the API")
+    api_keys_file: Path | None = Field(
+        None, description="file of the API keys' hashes (`fraudlib api-key`); None asks for no key"
+    )
+    api_allow_anonymous: bool = Field(False, description="serve other machines without any key")
+    api_internal_port: int = Field(
+        0, ge=0, le=65535, description="port of /metrics and /docs, at FRAUDLIB_METRICS_HOST; 0: with all the rest"
+    )
+    api_key_file: Path | None = Field(None, description="file of the key that replay, demo and notebooks send")
+    client_rate: float = Field(
+        0.0, ge=0, description="transactions a second of one client before 429, two seconds' worth at once; 0: any"
+    )
     metrics_host: str = Field("127.0.0.1", description="address of the worker's metrics and health endpoints")
     metrics_port: int = Field(9108, ge=0, le=65535, description="port of the worker's metrics; 0 picks a free one")
     artifacts_dir: Path = Field(Path("artifacts"), description="folder of the bundles; relative to the project's root")

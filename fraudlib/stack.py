@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from fraudlib.errors import ServiceError
+from fraudlib.keys import authorization
 from fraudlib.settings import Settings
 
 START_SECONDS: Final = {"broker": 20.0, "api": 30.0, "worker": 60.0}
@@ -70,8 +71,9 @@ def answers(host: str, port: int, path: str | None) -> bool:
 
 def environment(settings: Settings) -> dict[str, str]:
     """Environment that gives a child process exactly these settings."""
-    given = {f"FRAUDLIB_{name.upper()}": str(value) for name, value in settings.model_dump().items()}
-    return {**os.environ, **given, "PYTHONUNBUFFERED": "1"}
+    given = {f"FRAUDLIB_{name.upper()}": value for name, value in settings.model_dump().items()}
+    kept = {name: value for name, value in os.environ.items() if name not in given}
+    return {**kept, **{name: str(value) for name, value in given.items() if value is not None}, "PYTHONUNBUFFERED": "1"}
 
 
 class Stack:
@@ -172,7 +174,7 @@ class Stack:
         """
         started = time.monotonic()
         s = self.settings
-        headers = {"Content-Type": "application/json", "Prefer": f"wait={TRY_SECONDS:g}"}
+        headers = {"Content-Type": "application/json", "Prefer": f"wait={TRY_SECONDS:g}", **authorization(s)}
         with contextlib.closing(
             http.client.HTTPConnection(reachable(s.api_host), s.api_port, timeout=30)
         ) as connection:

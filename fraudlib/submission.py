@@ -8,6 +8,7 @@ from typing import Any, Final
 import orjson
 from fastapi import FastAPI, Request, Response
 
+from fraudlib.access import CLIENT, charge
 from fraudlib.bulk import Bulk, lines_of
 from fraudlib.conventions import FAILURES, PROBLEM, body_of, json_response, require_media
 from fraudlib.gate import Endpoint
@@ -72,7 +73,8 @@ def add_transaction(app: FastAPI, services: Services) -> Endpoint:
         body = await request.body()
         if key is None:
             return await _take(services, body, None, wait)
-        return await services.answers.once(key, body, lambda: _take(services, body, key, wait))
+        owned = f"{request.scope.get(CLIENT, '')} {key}"
+        return await services.answers.once(owned, body, lambda: _take(services, body, key, wait))
 
     return post_transaction
 
@@ -149,6 +151,7 @@ def add_transactions(app: FastAPI, services: Services) -> Endpoint:
                 problem.members |= bulk.summary()
             raise
         await bulk.finish()
+        charge(request.scope, bulk.accepted + bulk.failed)
         return _bulk_answer(bulk)
 
     return post_transactions

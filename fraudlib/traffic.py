@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from threading import Event, Thread
 from typing import Final
@@ -29,18 +29,31 @@ def sample_waves(folder: Path, share: float, seed: int, prefix: str) -> Iterator
 
 
 class Traffic(Thread):
-    """Sends waves at a steady rate until told to stop: one trip of each step alone, the others in one batch."""
+    """Sends waves at a steady rate until told to stop: one trip of each step alone, the others in one batch.
 
-    def __init__(self, waves: Iterator[replay.Wave], url: str, rate: float, tally: Tally) -> None:
+    Parameters
+    ----------
+    waves : what is sent. url : of the API. rate : trips a second. tally : is told of each. headers : of each request.
+    """
+
+    def __init__(
+        self,
+        waves: Iterator[replay.Wave],
+        url: str,
+        rate: float,
+        tally: Tally,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(name="traffic", daemon=True)
         self.stopping = Event()
         self.error: Exception | None = None
         self._waves, self._url, self._rate, self._tally = waves, url, rate, tally
+        self._headers = headers
 
     def run(self) -> None:
         """Body of the thread; what stops it early is kept in `error`."""
         try:
-            with HttpSender(self._url, stop=self.stopping) as sender:
+            with HttpSender(self._url, self._headers, stop=self.stopping) as sender:
                 pace = replay.Pace(self._rate)
                 for wave in self._waves:
                     for start in range(0, len(wave), pace.step):
