@@ -20,7 +20,7 @@ WATCH_SECONDS: Final = 0.05
 
 async def fill(settings: Settings, messages: Iterable[tuple[bytes, bytes | None]]) -> int:
     """Write messages to `transactions`, each to its key's partition; how many there were."""
-    await ensure_topics(settings.kafka_bootstrap_servers, settings.topic_partitions)
+    await ensure_topics(settings)
     publisher = Publisher(settings)
     await publisher.start()
     sent, waiting = 0, iter(messages)

@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from fraudlib import __version__, problems
 from fraudlib.access import require_safe_address
 from fraudlib.broker import listener
+from fraudlib.credentials import security_options
 from fraudlib.deadlines import Protocol
 from fraudlib.gate import Gate
 from fraudlib.routes import add_alerts, add_labels, add_session, add_state
@@ -99,12 +100,13 @@ def serve(settings: Settings) -> int:
     Raises
     ------
     ServiceError
-        If a port is taken, or other machines could come in without a key.
+        If a port is taken, other machines could come in without a key, or a file of the broker's access is wrong.
     DataError
         If the file of keys is not as it should be.
     """
     configure_logging("api", settings.log_level)
     require_safe_address(settings)
+    security_options(settings)
     app = create_app(settings)
     socks = [listener(settings.api_host, settings.api_port, "FRAUDLIB_API_PORT")]
     if settings.api_internal_port:

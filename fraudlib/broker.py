@@ -20,7 +20,8 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError
 
 from fraudlib.errors import ServiceError
-from fraudlib.schema import TOPICS
+from fraudlib.kafka import client_options
+from fraudlib.schema import TOPIC_SCORES, TOPIC_TRANSACTIONS, TOPICS
 from fraudlib.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,14 @@ def listener(host: str, port: int, setting: str) -> socket.socket:
     return sock
 
 
-async def ensure_topics(bootstrap: str, partitions: int, replication: int = 1) -> list[str]:
+def _new_topic(name: str, settings: Settings) -> NewTopic:
+    kept: dict[str, str] = {}
+    if hours := settings.topic_retention_hours:
+        kept["retention.ms"] = str(hours * 3_600_000 if name in (TOPIC_TRANSACTIONS, TOPIC_SCORES) else -1)
+    return NewTopic(name, settings.topic_partitions, settings.topic_replication, topic_configs=kept)
+
+
+async def ensure_topics(settings: Settings) -> list[str]:
     """Create the project's topics where they are missing; one that is there stays as it is.
 
     Returns
@@ -70,12 +78,14 @@ async def ensure_topics(bootstrap: str, partitions: int, replication: int = 1) -
     ------
     aiokafka.errors.KafkaError
         If the broker does not answer or refuses.
+    ServiceError
+        If a file of its credentials cannot be read.
     """
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=5000)
+    admin = AIOKafkaAdminClient(**client_options(settings))
     try:
         await admin.start()
         known = set(await admin.list_topics())
-        missing = [NewTopic(name, partitions, replication) for name in TOPICS if name not in known]
+        missing = [_new_topic(name, settings) for name in TOPICS if name not in known]
         created: list[str] = []
         if not missing:
             return created
@@ -93,12 +103,13 @@ async def _answers(settings: Settings, alive: Callable[[], bool]) -> None:
     """Wait until the broker listens, then create the topics."""
     host = settings.broker_host if settings.broker_host not in ("0.0.0.0", "::") else "127.0.0.1"  # noqa: S104
     address = f"{host}:{settings.broker_port}"
+    here = {"kafka_bootstrap_servers": address, "kafka_security_protocol": "PLAINTEXT"}
     end = asyncio.get_running_loop().time() + START_SECONDS
     while alive():
         try:
             _, writer = await asyncio.open_connection(host, settings.broker_port)
             writer.close()
-            await ensure_topics(address, settings.topic_partitions)
+            await ensure_topics(settings.model_copy(update=here))
             return
         except (KafkaError, OSError) as err:
             if asyncio.get_running_loop().time() > end:

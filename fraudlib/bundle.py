@@ -130,7 +130,7 @@ def reference_histograms(x: NDArray[np.float32], anomaly_score: NDArray[np.float
 
 
 def git_commit() -> str:
-    """Commit of the code, with "+changes" where the tree differs from it; "unknown" outside a checkout."""
+    """Commit of the code, with "+changes" where the tree differs; FRAUDLIB_GIT_COMMIT in an image, else "unknown"."""
     root = paths.root()
     try:
         head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
@@ -138,7 +138,7 @@ def git_commit() -> str:
             ["git", "-C", root, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("FRAUDLIB_GIT_COMMIT", "unknown")
     return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
 
 

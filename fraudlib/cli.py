@@ -29,6 +29,7 @@ Examples:
   fraudlib replay month.parquet --rate 500 send a month through the live API
   fraudlib broker | api | worker           one service each (FRAUDLIB_* settings)
   fraudlib api-key NAME                    a key for a client of the API
+  fraudlib topics                          create the topics on a broker of yours
   fraudlib dlq list | replay               what could not be scored, and again
 
 \b
@@ -152,6 +153,25 @@ def broker() -> int:
 
 
 @cli.command()
+def topics() -> None:
+    """Create the topics that are missing, and show the partitions of each.
+
+    Waits for the broker for up to a minute. A topic that is there stays as it is. Configured by
+    FRAUDLIB_KAFKA_BOOTSTRAP_SERVERS, FRAUDLIB_TOPIC_PARTITIONS, FRAUDLIB_TOPIC_REPLICATION and
+    FRAUDLIB_TOPIC_RETENTION_HOURS.
+
+    \b
+    Example:
+      FRAUDLIB_TOPIC_PARTITIONS=12 fraudlib topics
+    """
+    from fraudlib.topics import prepare
+
+    created, partitions = prepare(_settings())
+    for name, count in partitions.items():
+        click.echo(f"{name}: {count} partitions{', created' if name in created else ''}")
+
+
+@cli.command()
 @click.argument("source", metavar="INPUT", type=click.Path(exists=True, path_type=Path))
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("--bundle", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Bundle to use.")
@@ -203,9 +223,18 @@ def _load_scorer(bundle: Path | None) -> Any:
     "--fraud", metavar="SHARE", type=click.FloatRange(0, 1), default=0, help="Share of planted fraud, 0 to 1."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=7, show_default=True, help="Seed of the planted fraud.")
+@click.option("--repeat", is_flag=True, help="Begin again at the end with new ids and frauds, until stopped.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON line.")
 def replay(
-    source: Path, rate: float, limit: int | None, url: str | None, topic: bool, fraud: float, seed: int, as_json: bool
+    source: Path,
+    rate: float,
+    limit: int | None,
+    url: str | None,
+    topic: bool,
+    fraud: float,
+    seed: int,
+    repeat: bool,
+    as_json: bool,
 ) -> None:
     """Send the trips of INPUT through the live API, or straight to the topic.
 
@@ -231,7 +260,7 @@ def replay(
             sender: Sender = TopicSender(settings, **wait)
         else:
             sender = HttpSender(url or _api_url(settings), authorization(settings), **wait)
-        plan = sending.Plan(source, rate=rate, limit=limit, fraud=fraud, seed=seed)
+        plan = sending.Plan(source, rate=rate, limit=limit, fraud=fraud, seed=seed, repeat=repeat)
         with sender:
             summary = sending.replay(plan, sender, bar.update)
     click.echo(_json(summary.as_json()) if as_json else str(summary))

@@ -42,8 +42,7 @@ async def start_clients(settings: Settings, publisher: Publisher) -> AIOKafkaCon
     ServiceError
         If the topics have different numbers of partitions.
     """
-    s = settings
-    await ensure_topics(s.kafka_bootstrap_servers, s.topic_partitions, s.topic_replication)
+    await ensure_topics(settings)
     await publisher.start()
     counts = {topic: await publisher.partitions(topic) for topic in (TOPIC_TRANSACTIONS, TOPIC_SCORES, TOPIC_ALERTS)}
     if len(set(counts.values())) > 1:

@@ -77,6 +77,7 @@ def demo_settings(ports: Mapping[str, int | None]) -> Settings:
         changes[name] = port or free_port(address)
     if "FRAUDLIB_ARTIFACTS_DIR" not in os.environ:
         changes["artifacts_dir"] = paths.resolve(FOLDER / "artifacts")
+    changes["kafka_security_protocol"] = "PLAINTEXT"
     changes["kafka_bootstrap_servers"] = f"{given.broker_host}:{changes['broker_port']}"
     return Settings(**{**given.model_dump(), **changes})
 

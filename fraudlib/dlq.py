@@ -8,6 +8,7 @@ from typing import Any, Final
 from aiokafka.errors import KafkaError
 
 from fraudlib import topics
+from fraudlib.credentials import no_broker
 from fraudlib.errors import ServiceError
 from fraudlib.kafka import NotSentError, OutcomeUnknownError, Publisher, Row
 from fraudlib.schema import TOPIC_DEAD_LETTERS, TOPIC_TRANSACTIONS
@@ -76,17 +77,10 @@ def letters(settings: Settings, error: str | None = None, since: str = "", limit
     try:
         asyncio.run(topics.read_all(settings, TOPIC_DEAD_LETTERS, lambda message: found.append(_letter(message))))
     except (KafkaError, OSError) as err:
-        raise _no_broker(settings) from err
+        raise asyncio.run(no_broker(settings)) from err
     wanted = [x for x in found if (error is None or x.error == error) and x.failed_at >= since]
     wanted.sort(key=lambda x: (x.failed_at, x.partition, x.offset))
     return wanted[-limit:] if limit is not None else wanted
-
-
-def _no_broker(settings: Settings) -> ServiceError:
-    return ServiceError(
-        f"the broker at {settings.kafka_bootstrap_servers} does not answer; start it with `fraudlib broker` or set "
-        "FRAUDLIB_KAFKA_BOOTSTRAP_SERVERS"
-    )
 
 
 def replay(settings: Settings, wanted: list[Letter]) -> int:
@@ -116,7 +110,7 @@ async def _replay(settings: Settings, wanted: list[Letter]) -> int:
     try:
         await publisher.start()
     except (KafkaError, OSError) as err:
-        raise _no_broker(settings) from err
+        raise await no_broker(settings) from err
     done = 0
     try:
         for partition, rows in _by_partition(wanted, await publisher.partitions(TOPIC_TRANSACTIONS)):

@@ -22,6 +22,7 @@ from aiokafka.errors import (
 )
 from numpy.typing import NDArray
 
+from fraudlib.credentials import security_options
 from fraudlib.errors import ServiceError
 from fraudlib.settings import Settings
 
@@ -72,8 +73,9 @@ class OutcomeUnknownError(ServiceError):
 
 
 def client_options(settings: Settings) -> dict[str, Any]:
-    """Options that every Kafka client of the project takes."""
-    return {"bootstrap_servers": settings.kafka_bootstrap_servers, "request_timeout_ms": 5000}
+    """Options that every Kafka client of the project takes; raises as `fraudlib.credentials.security_options` does."""
+    servers = settings.kafka_bootstrap_servers
+    return {"bootstrap_servers": servers, "request_timeout_ms": 5000, **security_options(settings)}
 
 
 def partitions_of(keys: Sequence[bytes], partitions: int) -> NDArray[np.int64]:

@@ -8,6 +8,8 @@ from typing import Final
 from aiokafka.errors import KafkaError
 
 from fraudlib.broker import ensure_topics
+from fraudlib.credentials import refusal
+from fraudlib.errors import ServiceError
 from fraudlib.kafka import Publisher
 from fraudlib.settings import Settings
 from fraudlib.telemetry import ApiMetrics
@@ -37,11 +39,12 @@ class Link:
         try:
             while True:
                 try:
-                    await self._ensure_topics()
+                    await ensure_topics(self._settings)
                     await self.publisher.start()
-                except (KafkaError, OSError) as err:
+                except (KafkaError, OSError, ServiceError) as err:
                     self._show(False)
-                    log.warning("broker does not answer", extra={"error": repr(err), "retry_seconds": round(pause, 1)})
+                    why = await refusal(self._settings) or repr(err)
+                    log.warning("broker does not answer", extra={"error": why, "retry_seconds": round(pause, 1)})
                     await asyncio.sleep(pause)
                     pause = min(pause * 1.7, 5.0)
                     continue
@@ -56,10 +59,6 @@ class Link:
             self._show(False)
             await self.publisher.stop(3.0)
 
-    async def _ensure_topics(self) -> None:
-        s = self._settings
-        await ensure_topics(s.kafka_bootstrap_servers, s.topic_partitions, s.topic_replication)
-
     async def _watch(self) -> None:
         """Probe the broker until the publisher says that it must be replaced."""
         while not self.publisher.broken.is_set():
@@ -70,8 +69,8 @@ class Link:
                 up = await self.publisher.answers()
                 if up and not self.is_up:
                     try:
-                        await self._ensure_topics()
-                    except (KafkaError, OSError):
+                        await ensure_topics(self._settings)
+                    except (KafkaError, OSError, ServiceError):
                         up = False
                 self._show(up)
 

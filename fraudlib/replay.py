@@ -1,6 +1,8 @@
 """Send recorded trips as live transactions, through the API or straight to the topic, at a steady rate."""
 
+import itertools
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -77,6 +79,7 @@ class Plan:
     limit : most trips to send, None for all.
     fraud : share of the trips to plant fraud into, 0 to below 1.
     seed : of the planting.
+    repeat : begin again at the end, with new ids and other frauds.
     """
 
     source: Path
@@ -84,6 +87,7 @@ class Plan:
     limit: int | None = None
     fraud: float = 0.0
     seed: int = 7
+    repeat: bool = False
 
 
 @dataclass
@@ -146,13 +150,16 @@ def plant(columns: Mapping[str, NDArray[Any]], share: float, seed: int) -> tuple
 
 
 def waves(plan: Plan) -> Iterator[Wave]:
-    """Trips of a plan in waves of at most CHUNK_ROWS, at constant memory; ids are FILE-ROW."""
+    """Trips of a plan in waves of at most CHUNK_ROWS, at constant memory; ids are FILE-ROW, or new ones to repeat."""
     name = re.sub(r"[^A-Za-z0-9._-]", "_", plan.source.stem)[:48]
+    # What is sent for ever is never the same transaction again, whether in another round or after another start.
+    prefix = f"{name}-{secrets.token_hex(4)}" if plan.repeat else name
     row = 0
-    for batch in trips.batches(plan.source, CHUNK_ROWS):
+    rounds = itertools.count() if plan.repeat else range(1)
+    for batch in itertools.chain.from_iterable(trips.batches(plan.source, CHUNK_ROWS) for _ in rounds):
         if plan.limit is not None:
             batch = batch.slice(0, plan.limit - row)
-        ids = [f"{name}-{i}" for i in range(row, row + batch.num_rows)]
+        ids = [f"{prefix}-{i}" for i in range(row, row + batch.num_rows)]
         columns, kinds = plant(trips.to_columns(batch), plan.fraud, plan.seed + row)
         yield Wave(ids, encode(columns, ids), kinds)
         row += batch.num_rows

@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol, Self
 import orjson
 from aiokafka.errors import KafkaError
 
+from fraudlib.credentials import no_broker
 from fraudlib.errors import ParameterError, ServiceError
 from fraudlib.kafka import NotSentError, OutcomeUnknownError, Publisher, Row, partitions_of
 from fraudlib.schema import TOPIC_TRANSACTIONS
@@ -197,12 +198,9 @@ class TopicSender(_Patient):
         try:
             self._publisher = self._runner.run(self._connect())
         except KafkaError as err:
+            error = self._runner.run(no_broker(self._settings))
             self._runner.close()
-            servers = self._settings.kafka_bootstrap_servers
-            raise ServiceError(
-                f"the broker at {servers} does not answer; start it with `fraudlib broker` or set "
-                "FRAUDLIB_KAFKA_BOOTSTRAP_SERVERS"
-            ) from err
+            raise error from err
         return self
 
     def __exit__(self, *error: object) -> None:

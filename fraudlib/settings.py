@@ -15,9 +15,25 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FRAUDLIB_", frozen=True, extra="ignore")
 
     kafka_bootstrap_servers: str = Field("127.0.0.1:9092", description="broker addresses, comma-separated")
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="SSL encrypts, SASL sends a name and a password"
+    )
+    kafka_ca_file: Path | None = Field(
+        None, description="certificates (PEM) that vouch for the broker; else those that the machine knows"
+    )
+    kafka_sasl_mechanism: Literal["SCRAM-SHA-256", "SCRAM-SHA-512", "PLAIN"] = Field(
+        "SCRAM-SHA-256", description="how the name and the password are sent"
+    )
+    kafka_username: str = Field("", description="name of this client at the broker")
+    kafka_password_file: Path | None = Field(None, description="file that holds its password and nothing else")
     kafka_idempotence: bool = Field(False, description="idempotent producer; the embedded broker does not offer it")
     topic_partitions: int = Field(4, ge=1, le=1024, description="partitions of each topic that the project creates")
     topic_replication: int = Field(1, ge=1, description="replicas of each topic that the project creates")
+    topic_retention_hours: int = Field(
+        0,
+        ge=0,
+        description="how long new topics keep transactions and scores, the others for ever; 0: as the broker likes",
+    )
     consumer_group: str = Field("fraud-workers", description="consumer group of the workers")
     broker_host: str = Field("127.0.0.1", description="address that the embedded broker listens on")
     broker_engine: Literal["python", "tansu"] = Field(

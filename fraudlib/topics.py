@@ -1,13 +1,50 @@
-"""Reading what a topic holds right now, from its beginning, outside any consumer group."""
+"""The topics: made where they are missing, and read as they are now, outside any consumer group."""
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
 
+from fraudlib.broker import ensure_topics
+from fraudlib.credentials import no_broker, security_options
 from fraudlib.kafka import client_options
+from fraudlib.schema import TOPICS
 from fraudlib.settings import Settings
+
+PATIENCE_SECONDS: Final = 60.0
+
+
+def prepare(settings: Settings, patience_s: float = PATIENCE_SECONDS) -> tuple[list[str], dict[str, int]]:
+    """Create the topics that are missing, waiting for the broker as long as `patience_s`.
+
+    Returns
+    -------
+    tuple of list of str and dict
+        Topics that were created, and the number of partitions of every topic.
+
+    Raises
+    ------
+    ServiceError
+        If the broker does not let this client in, or refuses.
+    """
+    security_options(settings)
+    return asyncio.run(_prepare(settings, time.monotonic() + patience_s))
+
+
+async def _prepare(settings: Settings, end: float) -> tuple[list[str], dict[str, int]]:
+    while True:
+        try:
+            created = await ensure_topics(settings)
+            async with reader(settings, TOPICS) as (_, partitions):
+                return created, {topic: sum(tp.topic == topic for tp in partitions) for topic in TOPICS}
+        except (KafkaError, OSError) as err:
+            if time.monotonic() > end:
+                raise await no_broker(settings) from err
+            await asyncio.sleep(1)
 
 
 @asynccontextmanager

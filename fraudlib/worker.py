@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry
 
 from fraudlib import precedents
 from fraudlib.clients import start_clients, within
+from fraudlib.credentials import refusal, security_options
 from fraudlib.device_fallback import FallbackLoader
 from fraudlib.errors import ServiceError
 from fraudlib.journal import Journal
@@ -150,7 +151,8 @@ class Worker:
                 return await attempt()
             except (KafkaError, OSError) as err:
                 self._metrics.failures.labels("connect").inc()
-                log.warning("broker does not answer", extra={"error": repr(err), "retry_seconds": round(pause, 1)})
+                why = await refusal(self._settings) or repr(err)
+                log.warning("broker does not answer", extra={"error": why, "retry_seconds": round(pause, 1)})
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause)
             pause = min(pause * 1.7, 5.0)
@@ -259,6 +261,7 @@ def run(settings: Settings, loader: LoadScorer | None = None, load_on_cpu: LoadS
     A process whose model hangs, or that was told to stop and cannot, is ended from here and does not come back.
     """
     configure_logging("worker", settings.log_level)
+    security_options(settings)
     # Two threads share the interpreter: a shorter turn lets the event loop in between two steps of the scoring.
     sys.setswitchinterval(0.001)
     load, on_cpu = (loader, load_on_cpu) if loader else (load_scorer(settings), load_scorer(settings, "cpu"))

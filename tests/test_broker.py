@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.partitioner import murmur2
 from prometheus_client import CollectorRegistry
 
@@ -24,7 +25,7 @@ from fraudlib.errors import ServiceError
 from fraudlib.kafka import NotSentError, OutcomeUnknownError, Publisher, partitions_of
 from fraudlib.outputs import Scorer
 from fraudlib.paths import CURRENT
-from fraudlib.schema import TOPICS
+from fraudlib.schema import TOPIC_SCORES, TOPIC_TRANSACTIONS, TOPICS
 from fraudlib.settings import Settings
 from fraudlib.telemetry import ApiMetrics
 from fraudlib.worker import EXIT_MODEL, EXIT_STUCK, Worker
@@ -60,7 +61,7 @@ def test_topics_are_made_once(shared: Settings) -> None:
     """Every topic is there with its partitions; asking again makes nothing and changes nothing."""
 
     async def look() -> tuple[list[str], dict[str, int]]:
-        again = await broker.ensure_topics(shared.kafka_bootstrap_servers, 9)
+        again = await broker.ensure_topics(shared.model_copy(update={"topic_partitions": 9}))
         publisher = Publisher(shared)
         await publisher.start()
         counts = {topic: await publisher.partitions(topic) for topic in TOPICS}
@@ -68,6 +69,23 @@ def test_topics_are_made_once(shared: Settings) -> None:
         return again, counts
 
     assert asyncio.run(look()) == ([], dict.fromkeys(TOPICS, shared.topic_partitions))
+
+
+def test_topics_keep_what_they_are_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transactions and scores go after the hours of the setting; alerts, dead letters and labels never do."""
+    asked: dict[str, dict[str, str]] = {}
+
+    async def create(self: AIOKafkaAdminClient, topics: list[NewTopic]) -> Any:
+        asked.update({topic.name: topic.topic_configs for topic in topics})
+        return await real(self, topics)
+
+    real = AIOKafkaAdminClient.create_topics
+    monkeypatch.setattr(AIOKafkaAdminClient, "create_topics", create)
+    with running(free_settings(topic_retention_hours=2)):
+        pass
+    assert {name: kept.get("retention.ms") for name, kept in asked.items()} == {
+        name: "7200000" if name in (TOPIC_TRANSACTIONS, TOPIC_SCORES) else "-1" for name in TOPICS
+    }
 
 
 def test_a_taken_port_is_named(shared: Settings) -> None:
@@ -94,7 +112,7 @@ def test_the_broker_ends_with_its_parent(number: int, code: int) -> None:
     end = time.monotonic() + 15
     while time.monotonic() < end:
         try:
-            asyncio.run(broker.ensure_topics(settings.kafka_bootstrap_servers, 1))
+            asyncio.run(broker.ensure_topics(settings))
             break
         except Exception:
             time.sleep(0.1)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from aiokafka import AIOKafkaConsumer
 
-from fraudlib import fraud, paths, records, replay, trips
+from fraudlib import fraud, paths, records, replay, simulate, trips
 from fraudlib.errors import ParameterError, ServiceError
 from fraudlib.schema import TOPIC_TRANSACTIONS
 from fraudlib.senders import HttpSender, TopicSender
@@ -214,6 +214,17 @@ def test_planted_fraud_keeps_its_share_also_in_short_inputs() -> None:
         assert kinds == replay.plant(part, share, 3)[1]
         honest = np.array(kinds) == ""
         np.testing.assert_array_equal(planted["total_amount"][honest], part["total_amount"][honest])
+
+
+def test_repeating_sends_other_transactions_and_other_frauds(tmp_path: Path) -> None:
+    """A second round, and a second start, has new ids; the frauds are planted anew, and the limit counts all rounds."""
+    month = tmp_path / "month.parquet"
+    simulate.write(simulate.simulate_month("2023-05", "green", 1000, 3), month)
+    plan = replay.Plan(month, limit=2500, fraud=0.02, repeat=True)
+    first, again = ([*replay.waves(plan)] for _ in range(2))
+    assert [len(wave) for wave in first] == [1000, 1000, 500]
+    assert len({i for wave in (*first, *again) for i in wave.ids}) == 5000
+    assert first[0].kinds != first[1].kinds
 
 
 def test_ctrl_c_ends_a_replay_with_its_summary() -> None:
