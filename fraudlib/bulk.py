@@ -140,7 +140,8 @@ class Bulk:
         if err is not None:
             status = "not-sent" if isinstance(err, NotSentError) else "outcome-unknown"
             self._failures |= dict.fromkeys(places[acknowledged:], (status, str(err)))
-            self._metrics.items.labels(status.replace("-", "_")).inc(len(places) - acknowledged)
+            outcome = "not_sent" if isinstance(err, NotSentError) else "unknown"
+            self._metrics.items.labels(outcome).inc(len(places) - acknowledged)
 
 
 def _parse(lines: Sequence[bytes]) -> tuple[list[Any], dict[int, str]]:

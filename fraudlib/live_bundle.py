@@ -67,7 +67,7 @@ class LiveBundle:
 
     def _use(self, scorer: Scorer) -> None:
         self._scorer = scorer
-        self._metrics.show_bundle(scorer.bundle_id)
+        self._metrics.bundle.show(scorer.bundle_id, scorer.threshold, self._artifacts)
         log.info("bundle serves", extra={"bundle_id": scorer.bundle_id})
 
     async def watch(self, seconds: float) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import orjson
 
 from fraudlib.drift import Drift
+from fraudlib.gpu import CPU, DeviceMetrics
 from fraudlib.live_bundle import LiveBundle
 from fraudlib.outputs import Message, Outputs, Scorer
 from fraudlib.records import decode
@@ -47,6 +48,7 @@ class Observer:
         metrics: WorkerMetrics,
     ) -> None:
         self._settings, self._bundle, self._metrics = settings, bundle, metrics
+        self._device = DeviceMetrics(metrics.registry)
         self._shadow = Shadow(settings.artifacts, load_scorer, metrics)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="observe")
         self._messages: list[Message] = []
@@ -98,7 +100,15 @@ class Observer:
             self._metrics.failures.labels("shadow").inc()
             log.warning("shadow bundle failed", extra={"error": repr(err)})
 
+    def _show_device(self) -> None:
+        scorer = self._bundle.scorer
+        try:
+            self._device.show(getattr(getattr(scorer, "inner", scorer), "device", CPU))
+        except Exception as err:
+            log.debug("device not read", extra={"error": repr(err)})
+
     def _look(self, messages: Sequence[Message], scores: Sequence[bytes]) -> None:
+        self._show_device()
         try:
             if self._settings.shadow_share > 0:
                 self._shadow.refresh()

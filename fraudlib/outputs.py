@@ -74,6 +74,7 @@ class Outputs:
     ----------
     scores, alerts, dead_letters : partition -> rows in the order of the input.
     scored : transactions with a score.
+    anomaly_scores : theirs, one array for each piece of the batch.
     alert_fields : field that surprised most, one per alert.
     causes : class of error, one per dead letter.
     """
@@ -82,6 +83,7 @@ class Outputs:
     alerts: dict[int, list[Row]] = field(default_factory=dict)
     dead_letters: dict[int, list[Row]] = field(default_factory=dict)
     scored: int = 0
+    anomaly_scores: list[NDArray[np.float64]] = field(default_factory=list)
     alert_fields: list[str] = field(default_factory=list)
     causes: list[str] = field(default_factory=list)
 
@@ -164,6 +166,7 @@ def _encode(
         alert = values[i][:-1] + b',"transaction":' + (taken[i].value or b"{}") + b"}"
         out.alerts.setdefault(taken[i].partition, []).append((keys[i], alert, []))
         out.alert_fields.append(str(reasons[0]["field"]) if reasons else "none")
+    out.anomaly_scores.append(scores.anomaly_score[finite])
     if finite.all():
         _add_scores(out, [m.partition for m in taken], list(zip(keys, values, repeat([]))))
         return

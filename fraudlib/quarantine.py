@@ -154,6 +154,7 @@ def _join(out: Outputs, more: Outputs) -> None:
         for partition, new in added.items():
             rows.setdefault(partition, []).extend(new)
     out.scored += more.scored
+    out.anomaly_scores += more.anomaly_scores
     out.alert_fields += more.alert_fields
     out.causes += more.causes
 

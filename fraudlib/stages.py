@@ -8,13 +8,14 @@ moves on, and the partition is read again from the last acknowledged place.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any, Final
 
 import numpy as np
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from numpy.typing import NDArray
 
 from fraudlib.batch import Batch
 from fraudlib.journal import Journal
@@ -136,8 +137,7 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
         batch, now = Batch(self._epoch), time.time()
         for tp, messages in polled.items():
             batch.take(tp, messages)
-            waits = now - np.array([m.timestamp for m in messages], dtype=np.float64) / 1000
-            self._metrics.queue.observe_many(np.maximum(waits, 0.0))
+            self._metrics.queue.observe_many(_ages(messages, now))
         self.last_progress = time.monotonic()
         return batch
 
@@ -213,6 +213,9 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
     def _acknowledge(self, batch: Batch) -> None:
         outputs, metrics = batch.outputs, self._metrics
         metrics.transactions.inc(outputs.scored)
+        metrics.post_to_score.observe_many(_ages(batch.messages, time.time()))
+        for scores in outputs.anomaly_scores:
+            metrics.anomaly_score.observe_many(scores)
         for name in outputs.alert_fields:
             metrics.alerts.labels(name).inc()
         for cause in outputs.causes:
@@ -346,3 +349,9 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
             if high is not None and tp in self._next:
                 lags[tp] = max(0, high - self._next[tp])
         return lags
+
+
+def _ages(messages: Sequence[Any], now: float) -> NDArray[np.float64]:
+    """Seconds since the messages' times, (n,); the clocks of two machines may differ, an age is not negative."""
+    times = np.array([m.timestamp for m in messages], dtype=np.float64) / 1000
+    return np.maximum(now - times, 0.0)

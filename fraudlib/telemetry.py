@@ -14,14 +14,19 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from fraudlib.bundle_metrics import BundleMetrics
+
+# "crash" is of an earlier worker.
+STAGES: Final = ("connect", "assign", "fetch", "memory", "device", "publish", "commit", "crash", "shadow", "drift")
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 WAITS: Final = (*SECONDS, 30.0, 60.0, 300.0, 1800.0)
 DIFFERENCES: Final = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+RARITIES: Final = (*(step / 4 for step in range(1, 21)), 6.0, 8.0)
 SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 
 
@@ -53,11 +58,18 @@ class BulkHistogram(Collector):
         yield HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=self._sum)
 
 
+def _start(counter: Counter, values: Sequence[str]) -> None:
+    """Show every label from the start, at zero: a rate sees nothing of a counter that begins at one."""
+    for value in values:
+        counter.labels(value)
+
+
 class ApiMetrics:
     """Metrics of the API."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
+        ProcessCollector(registry=registry)
         self.request = Histogram(
             "fraudlib_api_request_seconds",
             "time to answer a request",
@@ -66,9 +78,8 @@ class ApiMetrics:
             registry=registry,
         )
         self.in_flight = Gauge("fraudlib_api_requests_in_flight", "requests being answered", registry=registry)
-        self.items = Counter(
-            "fraudlib_api_transactions_total", "transactions received", ["outcome"], registry=registry
-        )  # accepted, invalid, not_sent, unknown
+        self.items = Counter("fraudlib_api_transactions_total", "transactions received", ["outcome"], registry=registry)
+        _start(self.items, ("accepted", "invalid", "not_sent", "unknown"))
         self.publish = Histogram(
             "fraudlib_api_publish_seconds", "time to the broker's acknowledgement", buckets=SECONDS, registry=registry
         )
@@ -80,6 +91,7 @@ class ApiMetrics:
         self.streams = Gauge("fraudlib_api_alert_streams", "clients that follow GET /alerts", registry=registry)
         self.tasks = Gauge("fraudlib_api_tasks", "tasks of the event loop", registry=registry)
         self.labels = Counter("fraudlib_api_labels_total", "labels accepted", ["verdict"], registry=registry)
+        _start(self.labels, ("fraud", "honest"))
 
 
 class WorkerMetrics:
@@ -87,6 +99,8 @@ class WorkerMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
+        ProcessCollector(registry=registry)
+        self.bundle = BundleMetrics(registry)
         self.transactions = Counter("fraudlib_worker_transactions_total", "transactions scored", registry=registry)
         self.alerts = Counter(
             "fraudlib_worker_alerts_total", "alerts, by the field that surprised most", ["field"], registry=registry
@@ -94,6 +108,8 @@ class WorkerMetrics:
         self.dead_letters = Counter(
             "fraudlib_worker_dead_letters_total", "messages put aside", ["cause"], registry=registry
         )
+        _start(self.dead_letters, ("SchemaError", "ScoreError", "CrashLoop"))
+        self.anomaly_score = BulkHistogram("fraudlib_worker_anomaly_score", "scores given", RARITIES, registry)
         self.queue = BulkHistogram(
             "fraudlib_worker_queue_seconds", "from the message's time to the worker taking it", WAITS, registry
         )
@@ -106,14 +122,19 @@ class WorkerMetrics:
         self.publish = Histogram(
             "fraudlib_worker_publish_seconds", "publish one batch, acknowledged", buckets=SECONDS, registry=registry
         )
+        self.post_to_score = BulkHistogram(
+            "fraudlib_worker_post_to_score_seconds",
+            "from the message's time, which the API gives it, to its acknowledged score",
+            WAITS,
+            registry,
+        )
         self.lag = Gauge(
             "fraudlib_worker_lag", "messages that wait in an assigned partition", ["partition"], registry=registry
         )
-        self.bundle = Gauge("fraudlib_worker_bundle_info", "1 for the bundle in use", ["bundle_id"], registry=registry)
         self.reloads = Counter("fraudlib_worker_reloads_total", "new bundles seen", ["outcome"], registry=registry)
-        self.failures = Counter(
-            "fraudlib_worker_failures_total", "failures met", ["stage"], registry=registry
-        )  # connect, assign, fetch, memory, device, publish, commit, crash (of an earlier worker), shadow, drift
+        _start(self.reloads, ("loaded", "refused"))
+        self.failures = Counter("fraudlib_worker_failures_total", "failures met", ["stage"], registry=registry)
+        _start(self.failures, STAGES)
         self.rebalances = Counter("fraudlib_worker_rebalances_total", "assignments received", registry=registry)
         self.fallbacks = Counter(
             "fraudlib_worker_device_fallbacks_total", "devices left for the CPU", registry=registry
@@ -137,7 +158,8 @@ class WorkerMetrics:
             "transactions that only one of the bundles flags",
             ["flagged_by"],
             registry=registry,
-        )  # live, shadow
+        )
+        _start(self.shadow_disagreements, ("live", "shadow"))
         self.shadow_difference = BulkHistogram(
             "fraudlib_worker_shadow_score_difference",
             "absolute difference of the two bundles' scores",
@@ -153,11 +175,6 @@ class WorkerMetrics:
         self.drift_rows = Gauge(
             "fraudlib_worker_drift_window_transactions", "transactions in the drift window", registry=registry
         )
-
-    def show_bundle(self, bundle_id: str) -> None:
-        """Say which bundle is in use."""
-        self.bundle.clear()
-        self.bundle.labels(bundle_id).set(1)
 
 
 class JsonFormatter(logging.Formatter):

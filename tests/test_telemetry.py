@@ -7,9 +7,10 @@ import re
 import sys
 
 import pytest
-from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from fraudlib import paths, watchdog, worker
+from fraudlib.gpu import DeviceMetrics
 from fraudlib.telemetry import ApiMetrics, BulkHistogram, JsonFormatter, WorkerMetrics, serve_health
 
 
@@ -28,8 +29,8 @@ def test_a_service_can_be_made_twice() -> None:
     for _ in range(2):
         registry = CollectorRegistry()
         ApiMetrics(registry)
-        WorkerMetrics(registry).show_bundle("b")
-        assert b'fraudlib_worker_bundle_info{bundle_id="b"} 1.0' in generate_latest(registry)
+        WorkerMetrics(registry)
+        assert {b"fraudlib_api_backlog", b"fraudlib_worker_rebalances_total"} <= set(generate_latest(registry).split())
 
 
 def test_a_log_line_is_one_json_object() -> None:
@@ -81,26 +82,54 @@ def test_health_is_served_beside_the_work() -> None:
     asyncio.run(scenario())
 
 
-def families() -> dict[str, set[str]]:
-    """Metric of the worker -> its labels."""
-    registry, labels = CollectorRegistry(), dict[str, set[str]]()
-    metrics = WorkerMetrics(registry)
-    for metric in vars(metrics).values():
-        if hasattr(metric, "_labelnames"):
-            suffix = "_total" if isinstance(metric, Counter) else ""
-            labels[metric._name + suffix] = set(metric._labelnames)
-        elif isinstance(metric, BulkHistogram):
-            labels[metric._name] = set()
-    return labels
+KINDS = {Counter: "counter", Gauge: "gauge", Histogram: "histogram", BulkHistogram: "histogram"}
 
 
-def test_the_worker_page_lists_every_metric_with_its_labels() -> None:
+def described(registry: CollectorRegistry) -> dict[str, tuple[str, set[str]]]:
+    """Metric of the project -> its type and labels."""
+    found = {}
+    for collector in registry._collector_to_names:
+        if kind := KINDS.get(type(collector)):
+            name = collector._name + ("_total" if kind == "counter" else "")  # type: ignore[attr-defined]
+            found[name] = (kind, set(getattr(collector, "_labelnames", ())))
+    return found
+
+
+def test_the_page_of_metrics_lists_every_one_with_its_type_and_labels() -> None:
     """And none that is not there; every label's values are known beforehand."""
-    page = (paths.root() / "docs" / "worker.md").read_text()
-    rows = re.findall(r"^\| `(fraudlib_worker_\w+)` \| (?:`(\w+)`)? ?\|", page, re.MULTILINE)
-    assert {name: {label} - {""} for name, label in rows} == families()
-    known = {"field", "cause", "partition", "bundle_id", "outcome", "stage", "flagged_by", "feature"}
-    assert set().union(*families().values()) <= known
+    registry = CollectorRegistry()
+    ApiMetrics(registry)
+    WorkerMetrics(registry)
+    DeviceMetrics(registry)
+    page = (paths.root() / "docs" / "metrics.md").read_text()
+    rows = re.findall(r"^\| `(fraudlib_(?:api|worker)_\w+)` \| (\w+) \| (.*?) ?\| \S", page, re.MULTILINE)
+    assert {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows} == described(registry)
+    known = {"route", "method", "status", "outcome", "verdict", "field", "cause", "partition", "bundle_id", "bound"}
+    known |= {"stage", "device", "kind", "flagged_by", "feature"}
+    assert set().union(*(labels for _, labels in described(registry).values())) <= known
+
+
+def test_a_process_says_when_it_started_and_what_it_takes() -> None:
+    """Restarts and leaks show without another exporter."""
+    registry = CollectorRegistry()
+    WorkerMetrics(registry)
+    assert (registry.get_sample_value("process_start_time_seconds") or 0) > 0
+    assert (registry.get_sample_value("process_resident_memory_bytes") or 0) > 0
+
+
+def test_a_counter_of_known_labels_starts_at_zero() -> None:
+    """A rate sees nothing of a counter that appears with its first failure."""
+    registry = CollectorRegistry()
+    ApiMetrics(registry)
+    WorkerMetrics(registry)
+    for name, labels in {
+        "fraudlib_worker_dead_letters_total": {"cause": "CrashLoop"},
+        "fraudlib_worker_failures_total": {"stage": "publish"},
+        "fraudlib_worker_reloads_total": {"outcome": "refused"},
+        "fraudlib_api_transactions_total": {"outcome": "unknown"},
+        "fraudlib_api_labels_total": {"verdict": "honest"},
+    }.items():
+        assert registry.get_sample_value(name, labels) == 0, name
 
 
 def test_the_worker_page_lists_every_exit_code() -> None:
