@@ -8,6 +8,7 @@ import orjson
 from aiokafka import AIOKafkaConsumer
 
 from fraudlib.delivery import Deduplicator, FirstOfId
+from fraudlib.kafka import client_options
 from fraudlib.schema import TOPIC_ALERTS, TOPIC_DEAD_LETTERS, TOPIC_SCORES
 from fraudlib.settings import Settings
 
@@ -38,7 +39,7 @@ class Reader:
         self.consumer = AIOKafkaConsumer(
             *self._filters,
             TOPIC_DEAD_LETTERS,
-            bootstrap_servers=settings.kafka_bootstrap_servers,
+            **client_options(settings),
             auto_offset_reset="earliest",
             fetch_max_wait_ms=settings.fetch_wait_ms,
             enable_auto_commit=False,
