@@ -19,7 +19,6 @@ import pandas as pd
 from fraudlib import paths
 from fraudlib.errors import ServiceError
 from fraudlib.keys import authorization
-from fraudlib.keys import authorization
 from fraudlib.readers import Reader
 from fraudlib.reasons import in_words
 from fraudlib.settings import Settings
