@@ -126,7 +126,7 @@ class Site:
         """Start a command of the project, or `python COMMAND`, with the settings and the changes to them."""
         port = free_port()
         given = self.settings.model_dump() | {"metrics_port": port} | changes
-        environment = {f"FRAUDLIB_{key.upper()}": str(value) for key, value in given.items()}
+        environment = {f"FRAUDLIB_{key.upper()}": str(value) for key, value in given.items() if value is not None}
         log = Path(self._folder.name) / f"{name}-{len(self.services)}.log"
         with log.open("wb") as file:
             process = subprocess.Popen(
