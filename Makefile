@@ -17,6 +17,7 @@ ARGS ?=
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+AUDIT := $(VENV)/.audit
 NOTEBOOKS := $(sort $(wildcard notebooks/0[0-5]_*.ipynb))
 PIP := -m pip --disable-pip-version-check install -qq $(PIP_ARGS)
 
@@ -26,9 +27,13 @@ EXECUTE := TQDM_DISABLE=1 $(BIN)/jupyter-nbconvert --to notebook --execute --inp
 STRIP := $(BIN)/nbstripout --keep-output --keep-count --extra-keys \
 	"metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.widgets metadata.language_info.version"
 
+UV ?= $(BIN)/uv
+COMPILE = $(UV) pip compile -q --no-annotate --custom-compile-command "make lock" --generate-hashes \
+	--python-version 3.11.14 --python-platform x86_64-manylinux_2_28 -c constraints.txt
+
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: help demo test check lab retrain notebooks bench chaos soak lock clean
+.PHONY: help demo test check lab retrain notebooks bench chaos soak lock hashes audit sbom clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +49,10 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python $(PIP) -c constraints.txt -e '.[all]'
 	@touch $@
 	@echo "$(VENV) is ready" >&2
+
+$(AUDIT): $(READY)
+	@$(BIN)/python $(PIP) -c constraints.txt -e '.[audit]'
+	@touch $@
 
 demo: $(READY)  ## train on the sample, start every service, stream trips, show alerts; ARGS="--seconds 20"
 	@exec $(BIN)/fraudlib demo $(ARGS)
@@ -77,15 +86,38 @@ chaos: $(READY)  ## kill, pause and starve the services under load, and check th
 soak: $(READY)  ## half an hour of steady load with restarts and reloads; ARGS="--minutes 5"; writes docs/soak.json
 	@exec $(BIN)/python -m bench.soak --out docs/soak.json $(ARGS)
 
-lock: pyproject.toml  ## take the newest releases that pyproject.toml allows into constraints.txt
+lock: pyproject.toml  ## take the newest releases that pyproject.toml allows; hashes for the images into docker/
 	@rm -rf $(VENV)-lock
 	@$(PYTHON) -m venv $(VENV)-lock
 	@$(VENV)-lock/bin/python $(PIP) torch==2.13.0
-	@$(VENV)-lock/bin/python $(PIP) -e '.[all]'
+	@$(VENV)-lock/bin/python $(PIP) -e '.[all,audit]'
 	@# A build's local version (+cpu, +cu130) is this machine's business, and so is where a package lies on its disk.
 	@$(VENV)-lock/bin/python -m pip freeze --exclude-editable | sed -E 's/\+[A-Za-z0-9.]+$$//' | grep -E '^[^ ]+==' > constraints.txt
+	@$(MAKE) -s hashes UV=$(VENV)-lock/bin/uv
 	@rm -rf $(VENV)-lock
 	@echo "constraints.txt: $$(wc -l < constraints.txt) releases; run make test before you commit it" >&2
+
+# What pip checks when it builds the images: releases of constraints.txt with the hashes of their files. PyTorch stands
+# apart, as its builds are other files: for the CPU alone, and for NVIDIA with the libraries that it brings.
+hashes:
+	@cuda=$$($(COMPILE) - <<< torch | sed -nE 's/^((nvidia|cuda|triton)[a-z0-9-]*)==.*/\1/p'); \
+	skip=$$(printf ' --no-emit-package %s' torch $$cuda); \
+	$(COMPILE) --extra serve $$skip -o docker/requirements-api.txt pyproject.toml; \
+	$(COMPILE) --extra worker $$skip -o docker/requirements-worker.txt pyproject.toml; \
+	$(COMPILE) --extra model --extra pipelines $$skip -o docker/requirements-pipelines.txt pyproject.toml; \
+	$(COMPILE) -o docker/requirements-cuda.txt - <<< torch
+	@$(COMPILE) --no-deps --torch-backend cpu -o docker/requirements-cpu.txt - <<< torch
+
+audit: $(AUDIT)  ## look the images' packages up among known vulnerabilities; asks a public database
+	@for part in api worker pipelines cuda; do echo "$$part" >&2; \
+	  $(BIN)/pip-audit --requirement docker/requirements-$$part.txt --disable-pip --require-hashes --strict $(ARGS); done
+
+sbom: $(AUDIT)  ## write what each image is made of to dist/sbom-*.json (CycloneDX)
+	@mkdir -p dist
+	@for image in api worker pipelines; do \
+	  cat docker/requirements-$$image.txt $$([ $$image = api ] || echo docker/requirements-cpu.txt) | \
+	  $(BIN)/cyclonedx-py requirements --output-reproducible -o dist/sbom-$$image.json -; done
+	@ls dist/sbom-*.json
 
 clean:  ## remove the environment, runs and caches
 	rm -rf $(VENV) runs dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
