@@ -47,7 +47,7 @@ class Access:
             400 without one Host, 401 without a key, 404 for what only the internal port shows, 429 for too much.
         """
         hosts, authorization, cookie = _read(scope["headers"])
-        if hosts != 1 and scope.get("http_version") == "1.1":
+        if hosts != 1 and scope.get("http_version", "1.0") != "1.0":
             return Problem(400, "expected one Host header in an HTTP/1.1 request", headers={"Connection": "close"})
         if self._internal_port and scope["path"] in INTERNAL:
             return None if self._came_inside(scope) else Problem(404, "expected another address; /docs is not here")

@@ -8,6 +8,8 @@ from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from fraudlib.problems import MEDIA_TYPE, Problem
+
 HEAD_SECONDS: Final = 9.5
 HEAD_BYTES: Final = 65_536
 STALL_SECONDS: Final = 9.5
@@ -52,6 +54,18 @@ class Protocol(HttpToolsProtocol):
             self._head_read += len(data)
             if self._head_read > self.head_bytes and not self.transport.is_closing():
                 self.send_400_response(f"expected a head of at most {self.head_bytes} bytes")
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no request, as a problem; whole requests before it get their answers first."""
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete and not cycle.more_body:
+            cycle.keep_alive = False
+            self.flow.pause_reading()
+            return
+        body = bytes(Problem(400, "expected an HTTP/1.1 request, found something else").response().body)
+        head = f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        self.transport.write(b"HTTP/1.1 400 Bad Request\r\n" + head.encode() + body)
+        self.transport.close()
 
     def on_headers_complete(self) -> None:
         """The head is there in time."""
