@@ -270,10 +270,11 @@ def _features(columns: Columns, statistics: Statistics, n: int) -> dict[str, Arr
     when = clock(pickup, statistics)
     distance, fare = number("trip_distance"), number("fare_amount")
     duration = duration_minutes(columns, n)
+    stamped = ~np.isnat(pickup) & ~np.isnat(_times(columns, "dropoff_datetime", n))
     pair = statistics.pairs(number("pickup_location_id"), number("dropoff_location_id"))
     vendor = number("vendor_id")
     out: dict[str, Array] = {}
-    out |= _travel(distance, duration, pair, when, statistics)
+    out |= _travel(distance, duration, stamped, pair, when, statistics)
     out |= _meter(distance, duration, fare, pair, when)
     out |= _charges(number, fare, distance, vendor, pair, when)
     out |= _codes(number)
@@ -282,7 +283,12 @@ def _features(columns: Columns, statistics: Statistics, n: int) -> dict[str, Arr
 
 
 def _travel(
-    distance: Array, duration: Array, pair: Mapping[str, Array], when: Clock, statistics: Statistics
+    distance: Array,
+    duration: Array,
+    stamped: NDArray[np.bool_],
+    pair: Mapping[str, Array],
+    when: Clock,
+    statistics: Statistics,
 ) -> dict[str, Array]:
     miles = np.log(np.maximum(distance, 0.0) + DISTANCE_FLOOR)
     # Drop-offs stamped almost a day late are a clock error of one vendor; the duration then says nothing.
@@ -303,7 +309,8 @@ def _travel(
         "speed_pair_z": np.clip((speed - pair["distance_log"] + usual) / pair["speed_spread"], -12.0, 12.0),
         "speed_pair_ratio": speed - (pair["distance_log"] - usual),
         "duration_under_a_minute": _flag(duration < 1, duration),
-        "duration_whole_minutes": _flag(duration == np.round(duration), duration),
+        # Times without seconds tell of another submission path; a duration that somebody rounded tells nothing.
+        "duration_whole_minutes": _flag((duration == np.round(duration)) & stamped, duration),
         "duration_over_a_shift": _flag(shift, duration),
     }
 

@@ -142,3 +142,13 @@ def test_empty_batch(room):
     """No rows give no features, and no error."""
     x = features.build({"trip_distance": np.zeros(0)}, room.statistics)
     assert x.shape == (0, len(FEATURE_NAMES))
+
+
+def test_a_rounded_duration_is_no_submission_path(room):
+    """Whole minutes tell of records whose times have no seconds; a client's own 15 minutes are just rounded."""
+    index = features.FEATURE_NAMES.index("duration_whole_minutes")
+    trip = {"trip_distance": np.array([2.5]), "fare_amount": np.array([12.5])}
+    times = np.array(["2023-04-03T10:00:00", "2023-04-03T10:15:00"], dtype="datetime64[us]")
+    stamped = trip | {"pickup_datetime": times[:1], "dropoff_datetime": times[1:]}
+    rounded = trip | {"duration_minutes": np.array([15.0])}
+    assert [features.build(c, room.statistics)[0, index] for c in (stamped, rounded)] == [1.0, 0.0]
