@@ -18,6 +18,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 AUDIT := $(VENV)/.audit
+COMPOSE ?= $(if $(shell docker compose version 2>/dev/null),docker compose,docker-compose)
 NOTEBOOKS := $(sort $(wildcard notebooks/0[0-5]_*.ipynb))
 PIP := -m pip --disable-pip-version-check install -qq $(PIP_ARGS)
 
@@ -33,10 +34,10 @@ COMPILE = $(UV) pip compile -q --no-annotate --custom-compile-command "make lock
 
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: help demo test check lab retrain notebooks bench chaos soak lock hashes audit sbom clean
+.PHONY: help demo test check lab retrain notebooks bench chaos soak lock hashes audit sbom up down compose-test clean
 
 help:  ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c '$(SUPPORTED)' 2>/dev/null || { echo "This project needs Python 3.11, 3.12 or 3.13, found" \
@@ -85,6 +86,15 @@ chaos: $(READY)  ## kill, pause and starve the services under load, and check th
 
 soak: $(READY)  ## half an hour of steady load with restarts and reloads; ARGS="--minutes 5"; writes docs/soak.json
 	@exec $(BIN)/python -m bench.soak --out docs/soak.json $(ARGS)
+
+up:  ## start the stack in Docker, wait until it is healthy, print addresses and passwords
+	@COMPOSE="$(COMPOSE)" docker/up.sh $(ARGS)
+
+down:  ## stop the stack in Docker and keep its data; ARGS=-v removes the data too
+	@$(COMPOSE) --profile demo down --remove-orphans $(ARGS)
+
+compose-test: $(READY)  ## run the stack in Docker under a name of its own, break it, and take it away; 10 minutes
+	COMPOSE_TEST="$(COMPOSE)" $(BIN)/python -m pytest tests/integration/test_compose.py
 
 lock: pyproject.toml  ## take the newest releases that pyproject.toml allows; hashes for the images into docker/
 	@rm -rf $(VENV)-lock

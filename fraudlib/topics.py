@@ -11,7 +11,7 @@ from aiokafka.errors import KafkaError
 
 from fraudlib.broker import ensure_topics
 from fraudlib.credentials import no_broker, security_options
-from fraudlib.kafka import client_options
+from fraudlib.kafka import Publisher, client_options
 from fraudlib.schema import TOPICS
 from fraudlib.settings import Settings
 
@@ -36,15 +36,20 @@ def prepare(settings: Settings, patience_s: float = PATIENCE_SECONDS) -> tuple[l
 
 
 async def _prepare(settings: Settings, end: float) -> tuple[list[str], dict[str, int]]:
+    publisher = Publisher(settings)
     while True:
         try:
             created = await ensure_topics(settings)
-            async with reader(settings, TOPICS) as (_, partitions):
-                return created, {topic: sum(tp.topic == topic for tp in partitions) for topic in TOPICS}
+            await publisher.start()
+            break
         except (KafkaError, OSError) as err:
             if time.monotonic() > end:
                 raise await no_broker(settings) from err
             await asyncio.sleep(1)
+    try:
+        return created, {topic: await publisher.partitions(topic) for topic in TOPICS}
+    finally:
+        await publisher.stop()
 
 
 @asynccontextmanager
