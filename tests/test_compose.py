@@ -1,8 +1,8 @@
 """The compose files, the images' recipe and the conda environment: what they promise without a Docker engine."""
 
 import re
-from fnmatch import fnmatch
 import tomllib
+from fnmatch import fnmatch
 from typing import Any
 
 import pytest
@@ -22,6 +22,8 @@ GPU = yaml.safe_load((ROOT / "docker-compose.gpu.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = sorted(name for name, service in SERVICES.items() if "build" in service)
 LASTING = sorted(set(SERVICES) - {"init"})
+FILES = [ROOT / f"docker-compose{part}.yml" for part in ("", ".gpu", ".kafka")]
+TEXT = "".join(path.read_text() for path in FILES)
 RECIPE = (ROOT / "docker" / "Dockerfile").read_text()
 
 
@@ -99,25 +101,37 @@ def test_every_image_is_pinned() -> None:
 def test_the_variables_that_are_set_exist() -> None:
     """Every FRAUDLIB_ variable of the compose files and of the images is a setting."""
     known = {f"FRAUDLIB_{name.upper()}" for name in Settings.model_fields} | {"FRAUDLIB_ROOT", "FRAUDLIB_GIT_COMMIT"}
-    used = {key for s in (*SERVICES.values(), *GPU["services"].values()) for key in s.get("environment", {})}
-    used |= set(re.findall(r"(FRAUDLIB_\w+)=", RECIPE))
-    assert {name for name in used if name.startswith("FRAUDLIB_")} <= known
+    used = set(re.findall(r"(FRAUDLIB_\w+):", TEXT)) | set(re.findall(r"(FRAUDLIB_\w+)=", RECIPE))
+    assert used
+    assert used <= known
 
 
 def test_variables_have_defaults_and_stand_in_the_manual() -> None:
     """`docker compose up` needs no .env file, and docs/operations.md has every variable with its default."""
-    text = "".join((ROOT / name).read_text() for name in ("docker-compose.yml", "docker-compose.gpu.yml"))
     manual = (ROOT / "docs" / "operations.md").read_text()
-    variables = dict(re.findall(r"\$\{(\w+)(?::-([^}]*))?\}", text))
+    variables = dict(re.findall(r"\$\{(\w+)(?::-([^}]*))?\}", TEXT))
     assert all(variables.values())
     rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]*)` \|", manual, re.MULTILINE))
     assert rows == {name: default for name, default in variables.items() if name != "GIT_COMMIT"}
 
 
+def test_every_alert_has_its_page() -> None:
+    """docs/operations.md has a heading for each alert rule, where the rule's address leads."""
+    headings = set(re.findall(r"^### (\w+)$", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE))
+    rules = [
+        rule
+        for path in (ROOT / "docker" / "prometheus" / "rules").glob("*.yml")
+        for group in yaml.safe_load(path.read_text())["groups"]
+        for rule in group["rules"]
+        if "alert" in rule
+    ]
+    assert {rule["alert"] for rule in rules} == headings
+    assert all(rule["annotations"]["runbook_url"].endswith(f"#{rule['alert'].lower()}") for rule in rules)
+
+
 def test_no_secret_is_written_down() -> None:
     """No password, key or token has a value in the files; secrets come from files that the first start makes."""
-    text = "".join((ROOT / name).read_text() for name in ("docker-compose.yml", "docker-compose.gpu.yml")) + RECIPE
-    found = re.findall(r"(\w*(?:PASSWORD|SECRET|TOKEN|API_KEY)\w*)\s*[:=]\s*(\S+)", text)
+    found = re.findall(r"(\w*(?:PASSWORD|SECRET|TOKEN|API_KEY)\w*)\s*[:=]\s*(\S+)", TEXT + RECIPE)
     assert found
     assert all(name.endswith("FILE") and value.startswith("/") for name, value in found)
 
@@ -129,7 +143,8 @@ def test_the_api_image_has_no_model() -> None:
     assert not api & heavy
     assert not worker & {"fastapi", "uvicorn", "scikit-learn", "matplotlib", "papermill"}
     assert {"papermill", "apscheduler"} <= pipelines
-    assert not re.search(r" AS (build-)?api\n(?:(?!FROM)[^\n]*\n)*[^\n]*torch", RECIPE)
+    stages = {name: base for base, name in re.findall(r"^FROM (\S+) AS (\S+)$", RECIPE, re.MULTILINE)}
+    assert (stages["build-api"], stages["build-worker"], stages["scoring"]) == ("build", "scoring", "torch")
     assert RECIPE.count("pip install --require-hashes --no-deps") == 4
 
 

@@ -91,7 +91,7 @@ def test_the_conda_environment_adds_nothing_to_the_list() -> None:
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     assert environment["name"] == "fraudlib"
     python, pip, project = environment["dependencies"]
-    assert (pip, project) == ("pip", {"pip": ["-e .[all]"]})
+    assert (pip, project) == ("pip", {"pip": ["-c constraints.txt", "-e .[all]"]})
     name, _, version = python.partition("=")
     assert name == "python"
     assert SpecifierSet(PROJECT["requires-python"]).contains(version)
