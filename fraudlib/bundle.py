@@ -261,8 +261,9 @@ def load(folder: Path, device: str = "cpu") -> Bundle:
             raise BundleError(f"{folder / WEIGHTS}: expected finite weights, found NaN or infinity")
         statistics = Statistics.from_json(parts[STATISTICS])
         calibration = Calibration.from_json(parts[CALIBRATION])
-        threshold = float(parts[THRESHOLD]["threshold"])
-        scorer = Scorer(manifest.bundle_id, model, statistics, calibration, threshold, device)
+        threshold, block = float(parts[THRESHOLD]["threshold"]), parts[THRESHOLD].get("block")
+        block = None if block is None else float(block)
+        scorer = Scorer(manifest.bundle_id, model, statistics, calibration, threshold, device, block)
         golden = _columns_from_json(parts[GOLDEN]["columns"])
         expected = np.asarray(parts[GOLDEN]["anomaly_score"], dtype=np.float64)
         reference = parts[REFERENCE]

@@ -92,6 +92,7 @@ class FallbackScorer:
     def __init__(self, scorer: Scorer, fall_back: Callable[[], Scorer | None] | None, metrics: WorkerMetrics) -> None:
         self.inner = scorer
         self.bundle_id, self.threshold = scorer.bundle_id, scorer.threshold
+        self.block: float | None = getattr(scorer, "block", None)
         self._fall_back, self._metrics = fall_back, metrics
         self._limit: int | None = None  # rows that memory was last enough for
 

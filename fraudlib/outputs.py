@@ -202,13 +202,16 @@ class _Writer:
         end = f',"scored_at":"{now()}"'
         self._threshold = f',"threshold":{threshold},"is_flagged":'
         self._bundle = f',"bundle_id":{bundle},"src_partition":'
+        # What scores without severities, such as a bundle of an early run, asks for review only.
+        block: float | None = getattr(scorer, "block", None)
+        self._block = np.inf if block is None else block
         self._names = names
         self._places = [f'{m.partition},"src_offset":{m.offset}' for m in messages]
         self._ends = [f'{end},"accepted_at":"{stamp}"}}' if stamp else end + "}" for stamp in stamps]
 
     def unflagged(self, values: NDArray[np.float64]) -> list[bytes]:
         """JSON of every score (n,) as one that is not flagged."""
-        middle = f'{self._threshold}false,"reasons":[]{self._bundle}'
+        middle = f'{self._threshold}false,"severity":null,"reasons":[]{self._bundle}'
         numbers = orjson.dumps(values.tolist())[1:-1].decode().split(",")
         return [
             f'{{"transaction_id":"{name}","anomaly_score":{number}{middle}{place}{end}'.encode()
@@ -217,11 +220,11 @@ class _Writer:
 
     def flagged(self, row: int, value: float, reasons: list[dict[str, Any]]) -> bytes:
         """JSON of one score that is flagged."""
-        number = orjson.dumps(value).decode()
+        number, severity = orjson.dumps(value).decode(), "block" if value > self._block else "review"
         why = orjson.dumps(reasons, option=orjson.OPT_SERIALIZE_NUMPY).decode()
         return (
-            f'{{"transaction_id":"{self._names[row]}","anomaly_score":{number}{self._threshold}true,"reasons":{why}'
-            f"{self._bundle}{self._places[row]}{self._ends[row]}"
+            f'{{"transaction_id":"{self._names[row]}","anomaly_score":{number}{self._threshold}true,'
+            f'"severity":"{severity}","reasons":{why}{self._bundle}{self._places[row]}{self._ends[row]}'
         ).encode()
 
 

@@ -104,7 +104,7 @@ class Scorer:
     Parameters
     ----------
     bundle_id : name of the bundle. model, statistics, calibration, threshold : its parts.
-    device : torch device that scores.
+    device : torch device that scores. block : score above which an alert is severe, None where the bundle has none.
     """
 
     def __init__(
@@ -115,13 +115,14 @@ class Scorer:
         calibration: Calibration,
         threshold: float,
         device: str = "cpu",
+        block: float | None = None,
     ) -> None:
         self.bundle_id = bundle_id
         self.device = pick_device(device)
         self.model = model.eval().to(self.device)
         self.statistics = statistics
         self.calibration = calibration
-        self.threshold = threshold
+        self.threshold, self.block = threshold, block
 
     @classmethod
     def load(cls, folder: Path, device: str = "cpu", threads: int = 1) -> "Scorer":

@@ -109,6 +109,7 @@ class Scored(BaseModel):
     anomaly_score: float
     threshold: float
     is_flagged: bool
+    severity: Literal["review", "block"] | None = None
     reasons: list[Reason]
     bundle_id: str
     src_partition: int

@@ -32,7 +32,7 @@ from fraudlib.stages import Stages
 from fraudlib.telemetry import WorkerMetrics
 
 TRIP: dict[str, Any] = {"trip_distance": 2.5, "fare_amount": 12.5, "duration_minutes": 15}
-FIELDS = ["transaction_id", "anomaly_score", "threshold", "is_flagged", "reasons", "bundle_id"]
+FIELDS = ["transaction_id", "anomaly_score", "threshold", "is_flagged", "severity", "reasons", "bundle_id"]
 FIELDS += ["src_partition", "src_offset", "scored_at"]
 
 
@@ -40,6 +40,7 @@ class FareScorer:
     """Scores a trip by its fare and flags from 100 USD on; `-1` has no score, `-2` breaks the model."""
 
     threshold = 100.0
+    block: float | None = None
 
     def __init__(self, bundle_id: str = "fares", broken: bool = False) -> None:
         self.bundle_id, self.broken = bundle_id, broken
@@ -87,6 +88,18 @@ def test_an_alert_is_the_score_and_the_trip() -> None:
     assert score["reasons"] == [{"field": "fare_amount", "observed": 450.0, "expected": 14.1, "surprise": 9.0}]
     assert alert == score | {"transaction": trip}
     assert out.alert_fields == ["fare_amount"]
+
+
+@pytest.mark.parametrize(
+    ("block", "severities"), [(400.0, [None, "review", "block"]), (None, [None, "review", "review"])]
+)
+def test_severity_is_block_above_the_second_threshold(block: float | None, severities: list[str | None]) -> None:
+    """Null without a flag, block above the bundle's threshold for it, else review; review where it has none."""
+    scorer = FareScorer()
+    scorer.block = block
+    out = process([message(i, TRIP | {"fare_amount": fare}) for i, fare in enumerate((12.5, 400.0, 450.0))], scorer)
+    assert [orjson.loads(row[1] or b"")["severity"] for row in out.scores[3]] == severities
+    assert [orjson.loads(row[1] or b"")["severity"] for row in out.alerts[3]] == severities[1:]
 
 
 def test_a_record_without_identity_gets_its_key_or_its_place() -> None:

@@ -17,7 +17,7 @@ from .conftest import Service, Site, until
 
 TRIP = {"trip_distance": 2.5, "fare_amount": 12.5, "duration_minutes": 15}
 GHOST = {"trip_distance": 0.02, "fare_amount": 450, "duration_minutes": 0.3, "RatecodeID": 5, "total_amount": 450}
-SCORE_FIELDS = {"transaction_id", "anomaly_score", "threshold", "is_flagged", "reasons", "bundle_id"}
+SCORE_FIELDS = {"transaction_id", "anomaly_score", "threshold", "is_flagged", "severity", "reasons", "bundle_id"}
 SCORE_FIELDS |= {"src_partition", "src_offset", "scored_at", "accepted_at"}
 
 
@@ -98,7 +98,7 @@ def test_a_ghost_trip_reaches_the_alert_stream(live: Site) -> None:
         event[name] = value
     connection.close()
     alert = json.loads(event["data"])
-    assert alert["is_flagged"] is True
+    assert (alert["is_flagged"], alert["severity"]) == (True, "block")
     assert alert["transaction"]["fare_amount"] == 450
     assert {"field", "observed", "expected", "surprise"} <= set(alert["reasons"][0])
     keys = [m.key for m in live.read("alerts", lambda found: any(m.key == b"ghost-1" for m in found))]
