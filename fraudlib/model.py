@@ -216,11 +216,10 @@ class MaskedAutoencoder(nn.Module):
     @staticmethod
     def code_class(features: Tensor, field: str) -> Tensor:
         """Class of a code field, (B,), int64: its position in CODE_FIELDS, one past the end for any other code."""
-        first, classes = FEATURE_NAMES.index(code_feature(field)), len(CODE_FIELDS[field])
-        one_hot = torch.nan_to_num(features[:, first : first + classes], nan=0.0)
-        # From one past the end, a step back for each class between the code and there.
-        back = torch.arange(classes, 0, -1, device=features.device, dtype=features.dtype)
-        return (classes - one_hot @ back).long().clamp_(0, classes)
+        columns, steps = code_classes(field)
+        one_hot = torch.nan_to_num(features[:, columns], nan=0.0)
+        back = torch.as_tensor(steps, device=features.device, dtype=features.dtype)
+        return (len(steps) - one_hot @ back).long().clamp_(0, len(steps))
 
 
 _CODE_PREFIX = {"rate_code_id": "rate_code", "payment_type": "payment"}
@@ -229,6 +228,12 @@ _CODE_PREFIX = {"rate_code_id": "rate_code", "payment_type": "payment"}
 def code_feature(field: str) -> str:
     """Name of the first of a code's features, which follow each other: 1 for one code each, as in CODE_FIELDS."""
     return f"{_CODE_PREFIX[field]}_{CODE_FIELDS[field][0]}"
+
+
+def code_classes(field: str) -> tuple[slice, NDArray[np.float32]]:
+    """Where a code's features stand, and how many steps back from one past the end each one's class is."""
+    first, classes = FEATURE_NAMES.index(code_feature(field)), len(CODE_FIELDS[field])
+    return slice(first, first + classes), np.arange(classes, 0, -1, dtype=np.float32)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from fraudlib import features
 from fraudlib.calibration import Calibration
 from fraudlib.errors import ServiceError
 from fraudlib.features import CODE_FIELDS, DISTANCE_FLOOR, DURATION_FLOOR
+from fraudlib.forward import MOST_ROWS, Forward
 from fraudlib.model import N_LOGITS, PREDICTED, READING_FIELDS, READINGS, FraudModel
 from fraudlib.repeats import WINDOW_MINUTES
 from fraudlib.statistics import Statistics, duration_minutes
@@ -94,8 +96,11 @@ def raw_scores(model: FraudModel, x: NDArray[np.float32], device: torch.device |
     def join(parts: list[torch.Tensor]) -> Array:
         return np.asarray(torch.cat(parts).double().cpu().numpy())
 
-    out = join(logits)
-    return Raw(out[:, :N_LOGITS], out[:, N_LOGITS:], join(surprises), join(expected))
+    return _raw(join(logits), join(surprises), join(expected))
+
+
+def _raw(out: Array, surprise: Array, expected: Array) -> Raw:
+    return Raw(out[:, :N_LOGITS], out[:, N_LOGITS:], surprise, expected)
 
 
 class Scorer:
@@ -120,6 +125,7 @@ class Scorer:
         self.bundle_id = bundle_id
         self.device = pick_device(device)
         self.model = model.eval().to(self.device)
+        self._forward = Forward(self.model) if self.device.type == "cpu" else None
         self.statistics = statistics
         self.calibration = calibration
         self.threshold, self.block = threshold, block
@@ -136,16 +142,22 @@ class Scorer:
         from fraudlib import bundle
 
         torch.set_num_threads(threads)
+        threadpool_limits(threads, "blas")
         return bundle.load(folder, device).scorer
 
     def score(self, columns: Columns) -> Scores:
         """Score every row of the columns, shape (n,) each; missing columns are missing fields."""
         x = features.build(columns, self.statistics)
-        raw = raw_scores(self.model, x, self.device)
+        raw = self._raw_scores(x)
         score = self.calibration.score(raw.logit, raw.surprise)
         flagged = score > self.threshold
         rows = np.flatnonzero(flagged)
         return Scores(score, flagged, self._reasons(columns, x, raw, rows) if len(rows) else {})
+
+    def _raw_scores(self, x: NDArray[np.float32]) -> Raw:
+        if self._forward is None or not 0 < len(x) <= MOST_ROWS:
+            return raw_scores(self.model, x, self.device)
+        return _raw(*(part.astype(np.float64) for part in self._forward(x)))
 
     def with_repeats(self, scores: Scores, minutes: Array) -> Scores:
         """The same scores, with trips that repeat an earlier one at least as high as such a trip is rare.

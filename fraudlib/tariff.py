@@ -6,7 +6,7 @@ Surcharges"; NYC Rules 58-26 and 82-26 at codelibrary.amlegal.com), New York Sta
 airport access fee (nyc.gov/site/tlc/passengers/taxi-fare.page).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final
 
 import numpy as np
@@ -66,10 +66,19 @@ def tariff_index(pickup: Times, default: int = len(TARIFFS) - 1) -> NDArray[np.i
     ----------
     pickup : array of shape (n,), datetime64[us], naive local time.
     """
-    index = np.clip(np.searchsorted(_STARTS, pickup, side="right") - 1, 0, len(TARIFFS) - 1)
+    index = np.maximum(_STARTS.searchsorted(pickup, side="right") - 1, 0)
     return np.where(np.isnat(pickup), default, index)
+
+
+_FIELDS: Final = tuple(f.name for f in fields(Tariff) if f.name != "start")
+_RATES: Final = np.array([[getattr(t, field) for t in TARIFFS] for field in _FIELDS], dtype=np.float64)
 
 
 def rate(field: str, index: NDArray[np.int64]) -> Floats:
     """Values in USD of one Tariff field for an index array of shape (n,)."""
-    return np.array([getattr(t, field) for t in TARIFFS], dtype=np.float64)[index]
+    return np.asarray(_RATES[_FIELDS.index(field)][index])
+
+
+def rates(index: NDArray[np.int64]) -> dict[str, Floats]:
+    """Values in USD of every Tariff field for an index array of shape (n,)."""
+    return dict(zip(_FIELDS, _RATES[:, index], strict=True))
