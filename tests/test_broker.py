@@ -19,7 +19,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.partitioner import murmur2
 from prometheus_client import CollectorRegistry
 
-from fraudlib import broker, manifest
+from fraudlib import broker, manifest, topics
 from fraudlib.backlog import Backlog
 from fraudlib.errors import ServiceError
 from fraudlib.kafka import NotSentError, OutcomeUnknownError, Publisher, partitions_of
@@ -69,6 +69,11 @@ def test_topics_are_made_once(shared: Settings) -> None:
         return again, counts
 
     assert asyncio.run(look()) == ([], dict.fromkeys(TOPICS, shared.topic_partitions))
+
+
+def test_the_topics_command_shows_what_is_there(shared: Settings) -> None:
+    """At a broker that has them all it creates none and counts the partitions of each."""
+    assert topics.prepare(shared, patience_s=0) == ([], dict.fromkeys(TOPICS, shared.topic_partitions))
 
 
 def test_topics_keep_what_they_are_told_to(monkeypatch: pytest.MonkeyPatch) -> None:

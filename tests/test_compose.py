@@ -1,14 +1,11 @@
-"""The compose files, the images' recipe and the conda environment: what they promise without a Docker engine."""
+"""The compose files, the images' recipe and the manual: what they promise without a Docker engine."""
 
 import re
-import tomllib
 from fnmatch import fnmatch
 from typing import Any
 
 import pytest
 import yaml
-from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
 
 from fraudlib import manifest, paths, trips
 from fraudlib.scoring import Scorer
@@ -181,22 +178,3 @@ def test_the_default_bundle_keeps_its_budget_on_the_traffic() -> None:
     scorer = Scorer.load(folder, device="cpu", threads=1)
     honest = trips.to_columns(trips.read(ROOT / "data" / "sample").slice(0, 20_000))
     assert scorer.score(honest).is_flagged.mean() <= 2 * 0.01
-
-
-def test_the_conda_environment_is_the_project_s() -> None:
-    """environment.yml names a Python within pyproject's range, and pip installs the project with everything."""
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert environment["name"] == "fraudlib"
-    assert environment["channels"] == ["conda-forge"]
-    specs = [spec for spec in environment["dependencies"] if isinstance(spec, str)]
-    (pip_section,) = [spec["pip"] for spec in environment["dependencies"] if isinstance(spec, dict)]
-    assert all(re.fullmatch(r"[a-z0-9._-]+(?:[=<>!~]=?[0-9.*]+)?", spec) for spec in specs)
-    assert "pip" in specs
-    (python,) = [spec.partition("=")[2].lstrip("=") for spec in specs if spec.startswith("python")]
-    assert SpecifierSet(project["requires-python"]).contains(python)
-    assert "-c constraints.txt" in pip_section
-    (editable,) = [line for line in pip_section if line.startswith("-e ")]
-    extras = Requirement(f"fraudlib{editable.removeprefix('-e .')}").extras
-    assert extras <= project["optional-dependencies"].keys()
-    assert extras

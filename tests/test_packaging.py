@@ -87,14 +87,18 @@ def test_the_constraints_are_portable() -> None:
 
 
 def test_the_conda_environment_adds_nothing_to_the_list() -> None:
-    """environment.yml is Python in the supported range, pip, and this project."""
+    """environment.yml is Python in the supported range, pip, and this project with its pins and all of its extras."""
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    assert environment["name"] == "fraudlib"
+    assert environment.keys() == {"name", "channels", "dependencies"}
+    assert (environment["name"], environment["channels"]) == ("fraudlib", ["conda-forge"])
     python, pip, project = environment["dependencies"]
     assert (pip, project) == ("pip", {"pip": ["-c constraints.txt", "-e .[all]"]})
     name, _, version = python.partition("=")
     assert name == "python"
     assert SpecifierSet(PROJECT["requires-python"]).contains(version)
+    # conda hands the list to pip as a file beside environment.yml, which both paths count from.
+    assert (ROOT / "constraints.txt").exists()
+    assert "all" in EXTRAS
 
 
 def test_every_package_folder_is_shipped() -> None:
