@@ -8,7 +8,8 @@ from types import FrameType
 from typing import Final
 
 import uvicorn
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
+from fastapi.security import HTTPBearer
 from prometheus_client import CollectorRegistry
 from starlette.types import Receive, Scope, Send
 
@@ -67,6 +68,8 @@ def create_app(settings: Settings, registry: CollectorRegistry | None = None) ->
         lifespan=lifespan,
         redoc_url=None,
         redirect_slashes=False,
+        # The gate has checked the key by then; this makes the documentation ask for it.
+        dependencies=[Depends(HTTPBearer(auto_error=False))] if services.access.keys else None,
     )
     app.state.services = services
     problems.install(app)

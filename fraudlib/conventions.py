@@ -5,10 +5,10 @@ from typing import Any, Final
 import orjson
 from fastapi import Request, Response
 
-from fraudlib.problems import Problem
+from fraudlib.problems import MEDIA_TYPE, Problem
 from fraudlib.transaction import ProblemDetails
 
-PROBLEM: Final[dict[str, Any]] = {"model": ProblemDetails}
+PROBLEM: Final[dict[str, Any]] = {"content": {MEDIA_TYPE: {"schema": ProblemDetails.model_json_schema()}}}
 FAILURES: Final[dict[int | str, dict[str, Any]]] = {
     400: PROBLEM | {"description": "cannot be read"},
     401: PROBLEM | {"description": "no key, where the operator asks for one"},

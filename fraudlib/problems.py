@@ -77,6 +77,12 @@ def failure() -> Problem:
     return Problem(500, "the failure is in the log; the request may be tried again")
 
 
+def _methods(app: FastAPI, path: str) -> list[str]:
+    """Every method of an address; the framework's own answer names those of one route only."""
+    routes = [route for route in app.routes if getattr(route, "path", None) == path]
+    return sorted({method for route in routes for method in getattr(route, "methods", None) or ()})
+
+
 def install(app: FastAPI) -> None:
     """Make every error of the app a problem."""
 
@@ -87,7 +93,10 @@ def install(app: FastAPI) -> None:
     async def on_http(request: Request, err: Exception) -> Response:
         assert isinstance(err, HTTPException)
         _, title = _TITLES.get(err.status_code, ("", str(err.detail)))
-        return Problem(err.status_code, f"{title}; /docs lists what there is", headers=err.headers).response()
+        headers = dict(err.headers or {})
+        if err.status_code == 405:
+            headers["Allow"] = ", ".join(_methods(app, request.scope["path"]))
+        return Problem(err.status_code, f"{title}; /docs lists what there is", headers=headers).response()
 
     async def on_validation(request: Request, err: Exception) -> Response:
         assert isinstance(err, RequestValidationError)

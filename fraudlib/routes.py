@@ -6,7 +6,7 @@ from typing import Annotated
 
 import orjson
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from prometheus_client import generate_latest
 from pydantic import ValidationError
@@ -118,7 +118,7 @@ def add_state(app: FastAPI, services: Services) -> None:
         services.require_broker()
         return json_response({"status": "ready"})
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def get_metrics() -> Response:
         """Prometheus metrics."""
         return Response(generate_latest(services.metrics.registry), media_type=CONTENT_TYPE)

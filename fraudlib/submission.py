@@ -122,7 +122,7 @@ def add_transactions(app: FastAPI, services: Services) -> Endpoint:
     """Add `POST /transactions`; its endpoint."""
     one = Transaction.model_json_schema()
     body = body_of(one, "application/x-ndjson")
-    body["requestBody"]["content"] |= {"application/json": {"schema": {"type": "array", "items": one}}}
+    body["requestBody"]["content"] |= {"application/json": {"schema": {"type": "array", "items": one, "minItems": 1}}}
 
     @app.post(
         "/transactions",

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from fraudlib.records import ID_PATTERN
-from fraudlib.schema import COLUMNS, Column
+from fraudlib.schema import COLUMNS, TIME_COLUMNS, Column
 
 EXAMPLE: Final = {"trip_distance": 2.5, "fare_amount": 12.5, "duration_minutes": 15}
 FULL_EXAMPLE: Final = {
@@ -42,8 +42,17 @@ def _field(column: Column) -> tuple[Any, Any]:
     return kind | None, Field(None, description=text, json_schema_extra=extra or None)
 
 
-class _Base(BaseModel):
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+class _WithDuration(BaseModel):
+    model_config = ConfigDict(
+        strict=True,
+        allow_inf_nan=False,
+        json_schema_extra={
+            "anyOf": [
+                {"required": list(names), "properties": {name: {"not": {"type": "null"}} for name in names}}
+                for names in (("duration_minutes",), TIME_COLUMNS)
+            ]
+        },
+    )
 
 
 _FIELDS: Final[dict[str, Any]] = {
@@ -62,7 +71,7 @@ _FIELDS: Final[dict[str, Any]] = {
 # The checks themselves are those of fraudlib.records, column by column; this model is what /docs shows of them.
 Transaction: Final = create_model(
     "Transaction",
-    __base__=_Base,
+    __base__=_WithDuration,
     __doc__=(
         "One taxi trip. Needed are trip_distance, fare_amount, and duration_minutes or both times; every other field "
         "is optional. Names may be written as the TLC writes them (VendorID, PULocationID, tpep_pickup_datetime); "
