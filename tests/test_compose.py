@@ -1,7 +1,11 @@
 """The compose files, the images' recipe and the manual: what they promise without a Docker engine."""
 
 import re
+import shutil
+import subprocess
+import sys
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +32,22 @@ def requirements(image: str) -> set[str]:
     """Names that an image installs from its file."""
     text = (ROOT / "docker" / f"requirements-{image}.txt").read_text()
     return set(re.findall(r"^([\w.-]+)==", text, re.MULTILINE))
+
+
+def test_compose_v2_takes_the_files() -> None:
+    """They are what the Compose specification allows."""
+    command = [Path(sys.executable).with_name("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", *FILES]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.skipif(shutil.which("docker-compose") is None, reason="no docker-compose 1.29 here")
+def test_compose_1_29_takes_the_files() -> None:
+    """The older command reads them too, together with each addition."""
+    for addition in FILES[1:]:
+        command = ["docker-compose", "-f", FILES[0], "-f", addition, "config", "-q"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))

@@ -48,6 +48,7 @@ class Stack:
     """The compose project under a name and on ports of its own."""
 
     def __init__(self) -> None:
+        self.shown, self.took = "", 0.0
         self.name = f"fraudlibtest{secrets.token_hex(3)}"
         self.ports = {name: free_port() for name in PORTS}
         self.env = os.environ | {name: str(port) for name, port in self.ports.items()}
@@ -125,8 +126,12 @@ def stack() -> Iterator[Stack]:
     stack = Stack()
     stack.compose("build", *shlex.split(os.environ.get("COMPOSE_BUILD_ARGS", "")), "api", "worker", "init")
     try:
-        stack.compose("up", "-d")
-        assert stack.wait() < START_SECONDS
+        begun = time.monotonic()
+        command = [paths.root() / "docker" / "up.sh"]
+        env = stack.env | {"COMPOSE": shlex.join(COMMAND), "UP_SECONDS": str(int(PATIENCE_SECONDS))}
+        started = subprocess.run(command, env=env, cwd=paths.root(), capture_output=True, text=True, check=False)
+        assert started.returncode == 0, started.stdout + started.stderr
+        stack.shown, stack.took = started.stdout, time.monotonic() - begun
         yield stack
     finally:
         stack.compose("--profile", "demo", "down", "-v", "--remove-orphans", "-t", "5", check=False)
@@ -151,6 +156,14 @@ def score(stack: Stack, key: str, trip: dict[str, Any]) -> dict[str, Any]:
 def serving(stack: Stack, key: str, bundle: str) -> Callable[[], bool]:
     """Whether a new score is of this bundle."""
     return lambda: score(stack, key, TRIP)["bundle_id"] == bundle
+
+
+def test_it_is_up_within_two_minutes_and_says_where(stack: Stack, key: str) -> None:
+    """`make up` waits for health, then prints every address, the key and Grafana's password."""
+    assert stack.took < START_SECONDS
+    password = stack.inside("grafana", "cat", "/run/grafana-secret/password").strip()
+    addresses = [f"http://127.0.0.1:{stack.ports[name]}/" for name in PORTS if name != "KAFKA_PORT"]
+    assert [text for text in (*addresses, key, password) if text not in stack.shown] == []
 
 
 def test_a_trip_is_scored_and_strangers_stay_out(stack: Stack, key: str) -> None:
