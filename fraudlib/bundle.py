@@ -1,5 +1,6 @@
 """Bundles: seal a run's parts into a verified folder, and load one back into a scorer."""
 
+import fcntl
 import json
 import math
 import os
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load as load_weights
 from safetensors.torch import save as save_weights
 
-from fraudlib import paths
+from fraudlib import paths, signature
 from fraudlib.calibration import Calibration
 from fraudlib.errors import BundleError, FraudError
 from fraudlib.features import FEATURE_NAMES
@@ -187,6 +188,9 @@ def seal(
     bundle_id = new_bundle_id(run_id)
     aside = artifacts / f".sealing-{uuid.uuid4().hex}"
     aside.mkdir()
+    # Held until the folder is whole: one that nobody holds was left by a killed process and may be removed.
+    held = os.open(aside, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
     try:
         golden = golden_columns()
         scorer = Scorer(bundle_id, model, statistics, calibration, float(threshold["threshold"]))
@@ -225,6 +229,8 @@ def seal(
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+    finally:
+        os.close(held)
     return artifacts / bundle_id
 
 
@@ -239,14 +245,16 @@ def _write(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def load(folder: Path, device: str = "cpu") -> Bundle:
-    """Verify a bundle and load it: hashes first, then the parts, then the golden rows.
+def load(folder: Path, device: str = "cpu", verify_key: Path | None = None) -> Bundle:
+    """Verify a bundle and load it: signature (where there is a key), hashes, the parts, then the golden rows.
 
     Raises
     ------
     BundleError
-        If any file is altered, the features are not this version's, or a golden row scores differently.
+        If the signature is not the key's, any file is altered, the features are not this version's, or a golden row
+        scores differently.
     """
+    signature.check(folder, verify_key)
     manifest = verify_files(folder)
     if tuple(manifest.features) != FEATURE_NAMES:
         raise BundleError(

@@ -210,7 +210,9 @@ def _load_scorer(bundle: Path | None) -> Any:
             f"{settings.artifacts}: no bundle is current there; name one with --bundle, set FRAUDLIB_ARTIFACTS_DIR, "
             "or train one with `python -m pipelines retrain`"
         )
-    return Scorer.load(folder, device=settings.device, threads=settings.score_threads)
+    return Scorer.load(
+        folder, device=settings.device, threads=settings.score_threads, verify_key=settings.verify_key_file
+    )
 
 
 @cli.command()

@@ -103,10 +103,14 @@ class Ranking:
     ----------
     label : (n,), True where fraud. score : (n,), higher is more abnormal.
     loss_usd : (n,), what each fraud costs; 1 USD each where left out.
+
+    Attributes
+    ----------
+    order : (n,), rows from the highest score down.
     """
 
     def __init__(self, label: Bools, score: Array, loss_usd: Array | None = None) -> None:
-        order = np.argsort(-score, kind="stable")
+        self.order = order = np.argsort(-score, kind="stable")
         self._fraud = label[order]
         self._score = score[order]
         loss = np.ones(len(label)) if loss_usd is None else loss_usd[order]

@@ -11,10 +11,12 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fraudlib.errors import BundleError
-from fraudlib.paths import CURRENT, HISTORY, MANIFEST
+from fraudlib.paths import CURRENT, HISTORY, MANIFEST, SHADOW, SIGNATURE
 
 FORMAT_VERSION: Final = 2
 MAX_FILE_BYTES: Final = 200 * 1024 * 1024
+# Events of the history; the first two change what is live.
+PROMOTED, ROLLED_BACK, SHADOWED, REJECTED = "promote", "rollback", "shadow", "reject"
 
 
 class FileEntry(BaseModel):
@@ -142,7 +144,7 @@ def verify_files(folder: Path) -> Manifest:
             raise BundleError(f"{path}: expected {entry.bytes} bytes, found {size}; the file was cut or replaced")
         if (digest := sha256(path)) != entry.sha256:
             raise BundleError(f"{path}: expected sha256 {entry.sha256[:12]}..., found {digest[:12]}...; it was altered")
-    extra = {p.name for p in folder.iterdir()} - set(manifest.files) - {MANIFEST}
+    extra = {p.name for p in folder.iterdir()} - set(manifest.files) - {MANIFEST, SIGNATURE}
     if extra:
         raise BundleError(f"{folder}: files that the manifest does not list: {', '.join(sorted(extra))}")
     return manifest
@@ -172,36 +174,78 @@ def pointed_bundle(artifacts: Path, pointer: str) -> Path | None:
     return artifacts / name
 
 
-def set_current(artifacts: Path, bundle_id: str, reason: str, run_id: str = "") -> None:
+def set_current(artifacts: Path, bundle_id: str, reason: str, run_id: str = "", event: str = PROMOTED) -> None:
     """Verify a bundle and make it the live one: the history line first, then the pointer, each atomic.
+
+    A write that fails leaves both as they were.
 
     Raises
     ------
     BundleError
         If the bundle does not verify; the live one stays.
     """
+    _point(artifacts, CURRENT, bundle_id, reason, run_id, event)
+    if pointed_name(artifacts, SHADOW) == bundle_id:
+        clear_shadow(artifacts)
+
+
+def set_shadow(artifacts: Path, bundle_id: str, reason: str, run_id: str = "") -> None:
+    """Verify a bundle and have it scored beside the live one; errors as `set_current`."""
+    _point(artifacts, SHADOW, bundle_id, reason, run_id, SHADOWED)
+
+
+def clear_shadow(artifacts: Path) -> None:
+    """Have no bundle scored beside the live one."""
+    (artifacts / SHADOW).unlink(missing_ok=True)
+
+
+def _point(artifacts: Path, pointer: str, bundle_id: str, reason: str, run_id: str, event: str) -> None:
     if not bundle_id or "/" in bundle_id or "\\" in bundle_id or bundle_id.startswith("."):
         raise BundleError(f"expected the name of a bundle folder in {artifacts}, found {bundle_id!r}")
     manifest = verify_files(artifacts / bundle_id)
-    previous = current_bundle_name(artifacts)
+    size = write_history(artifacts, event, bundle_id, reason, run_id or manifest.run_id)
+    try:
+        write_atomic(artifacts / pointer, f"{bundle_id}\n".encode())
+    except BaseException:
+        os.truncate(artifacts / HISTORY, size)
+        raise
+
+
+def write_history(artifacts: Path, event: str, bundle_id: str | None, reason: str, run_id: str) -> int:
+    """Append a line to the history; the size of the file before. A write that fails leaves the file as it was."""
     line = {
         "at": now(),
+        "event": event,
         "bundle_id": bundle_id,
-        "previous": previous,
-        "run_id": run_id or manifest.run_id,
+        "previous": current_bundle_name(artifacts),
+        "run_id": run_id,
         "reason": reason,
     }
-    with (artifacts / HISTORY).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    write_atomic(artifacts / CURRENT, f"{bundle_id}\n".encode())
+    path = artifacts / HISTORY
+    with path.open("a+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        # A line that a crash cut off must not swallow the next one.
+        is_torn = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
+        content = b"\n" * is_torn + json.dumps(line).encode() + b"\n"
+        try:
+            while content:
+                content = content[file.write(content) :]
+            os.fsync(file.fileno())
+        except BaseException:
+            os.ftruncate(file.fileno(), size)
+            raise
+    return size
 
 
 def current_bundle_name(artifacts: Path) -> str | None:
     """Name in the current pointer, whether or not its folder is there; None where there is no pointer."""
+    return pointed_name(artifacts, CURRENT)
+
+
+def pointed_name(artifacts: Path, pointer: str) -> str | None:
+    """Name in a pointer, whether or not its folder is there; None where there is no pointer."""
     try:
-        return (artifacts / CURRENT).read_text("utf-8").strip() or None
+        return (artifacts / pointer).read_text("utf-8").strip() or None
     except FileNotFoundError:
         return None
 

@@ -102,3 +102,5 @@ CURRENT = "current"  # in the artifacts folder: the name of the live bundle's fo
 SHADOW = "shadow"  # in the artifacts folder: the name of a bundle that is scored beside the live one, if any
 HISTORY = "history.jsonl"  # in the artifacts folder: what was live from when, and why
 MANIFEST = "manifest.json"  # in a bundle
+SIGNATURE = "manifest.sig"  # in a signed bundle
+RETIRED = ".retired"  # in the artifacts folder: manifests of bundles that were removed, <bundle id>.json

@@ -131,19 +131,19 @@ class Scorer:
         self.threshold, self.block = threshold, block
 
     @classmethod
-    def load(cls, folder: Path, device: str = "cpu", threads: int = 1) -> "Scorer":
-        """Scorer of the bundle in `folder`, verified first.
+    def load(cls, folder: Path, device: str = "cpu", threads: int = 1, verify_key: Path | None = None) -> "Scorer":
+        """Scorer of the bundle in `folder`, verified first; with a public key in `verify_key`, its signature too.
 
         Raises
         ------
         BundleError
-            If the bundle is incomplete, altered or does not rescore its golden rows.
+            If the bundle is incomplete, altered, not signed as asked, or does not rescore its golden rows.
         """
         from fraudlib import bundle
 
         torch.set_num_threads(threads)
         threadpool_limits(threads, "blas")
-        return bundle.load(folder, device).scorer
+        return bundle.load(folder, device, verify_key).scorer
 
     def score(self, columns: Columns) -> Scores:
         """Score every row of the columns, shape (n,) each; missing columns are missing fields."""

@@ -59,6 +59,15 @@ class Settings(BaseSettings):
     metrics_host: str = Field("127.0.0.1", description="address of the worker's metrics and health endpoints")
     metrics_port: int = Field(9108, ge=0, le=65535, description="port of the worker's metrics; 0 picks a free one")
     artifacts_dir: Path = Field(Path("artifacts"), description="folder of the bundles; relative to the project's root")
+    signing_key_file: Path | None = Field(
+        None, description="private key (PEM) that retraining signs its bundles with (`python -m pipelines keygen`)"
+    )
+    verify_key_file: Path | None = Field(
+        None, description="public key (PEM); worker, promote and rollback then refuse a bundle that it did not sign"
+    )
+    keep_bundles: int = Field(
+        20, ge=1, description="bundles kept after a retraining, beside the live, previous and shadow one"
+    )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="scoring device: auto, cpu or cuda:N")
     score_threads: int = Field(1, ge=1, le=64, description="threads of PyTorch in the worker")
     batch_max_records: int = Field(8192, ge=1, le=65536, description="most transactions in one micro-batch")

@@ -246,13 +246,18 @@ def _raise_first(tasks: Iterable["asyncio.Task[Any]"]) -> None:
 
 def load_scorer(settings: Settings, device: str | None = None) -> LoadScorer:
     """Loader of bundles for the device of the settings, or another."""
-    return functools.partial(_load, device=device or settings.device, threads=settings.score_threads)
+    return functools.partial(
+        _load,
+        device=device or settings.device,
+        threads=settings.score_threads,
+        verify_key=settings.verify_key_file,
+    )
 
 
-def _load(folder: Path, device: str, threads: int) -> Scorer:
+def _load(folder: Path, device: str, threads: int, verify_key: Path | None) -> Scorer:
     from fraudlib.scoring import Scorer as BundleScorer
 
-    return BundleScorer.load(folder, device=device, threads=threads)
+    return BundleScorer.load(folder, device=device, threads=threads, verify_key=verify_key)
 
 
 def run(settings: Settings, loader: LoadScorer | None = None, load_on_cpu: LoadScorer | None = None) -> int:

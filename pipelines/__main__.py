@@ -1,4 +1,4 @@
-"""`python -m pipelines`: retrain, schedule, promote, rollback, history."""
+"""`python -m pipelines`: retrain, schedule, promote, rollback, shadow, history, and the keys of bundles."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from fraudlib import paths
+from fraudlib import paths, signature
 from fraudlib.errors import FraudError, ParameterError
 from fraudlib.settings import Settings
 from pipelines import registry
@@ -111,7 +111,7 @@ def schedule(
 @artifacts_option
 def promote(bundle_id: str, reason: str, artifacts: Path) -> None:
     """Verify bundle ID and make it the live one."""
-    registry.promote(artifacts, bundle_id, reason)
+    registry.promote(artifacts, bundle_id, reason, key=Settings().verify_key_file)
     click.echo(f"{bundle_id} is live")
 
 
@@ -119,7 +119,42 @@ def promote(bundle_id: str, reason: str, artifacts: Path) -> None:
 @artifacts_option
 def rollback(artifacts: Path) -> None:
     """Go back to the bundle that was live before."""
-    click.echo(f"{registry.rollback(artifacts)} is live")
+    click.echo(f"{registry.rollback(artifacts, Settings().verify_key_file)} is live")
+
+
+@main.command()
+@click.argument("bundle_id", metavar="ID", required=False)
+@click.option("--off", is_flag=True, help="Score no bundle beside the live one.")
+@click.option("--reason", default="put there by hand", show_default=True, help="Why, for the history.")
+@artifacts_option
+def shadow(bundle_id: str | None, off: bool, reason: str, artifacts: Path) -> None:
+    """Verify bundle ID and have workers score it beside the live one."""
+    if off == bool(bundle_id):
+        raise click.UsageError("give an ID, or --off")
+    if bundle_id:
+        registry.shadow(artifacts, bundle_id, reason, key=Settings().verify_key_file)
+    else:
+        registry.clear_shadow(artifacts)
+    click.echo(f"{bundle_id} is in the shadow" if bundle_id else "no bundle is in the shadow")
+
+
+@main.command()
+@click.argument("key", metavar="KEY", type=click.Path(path_type=Path, dir_okay=False))
+def keygen(key: Path) -> None:
+    """Write a private key to KEY and its public key to KEY.pub."""
+    public = signature.generate(key)
+    click.echo(f"FRAUDLIB_SIGNING_KEY_FILE={key.resolve()}\nFRAUDLIB_VERIFY_KEY_FILE={public.resolve()}")
+
+
+@main.command()
+@click.argument("bundle_id", metavar="ID")
+@artifacts_option
+def sign(bundle_id: str, artifacts: Path) -> None:
+    """Sign bundle ID with the key of FRAUDLIB_SIGNING_KEY_FILE."""
+    if (key := Settings().signing_key_file) is None:
+        raise ParameterError("expected a private key in FRAUDLIB_SIGNING_KEY_FILE, found none; make one with keygen")
+    registry.sign(artifacts, bundle_id, key)
+    click.echo(f"{bundle_id} is signed")
 
 
 @main.command()

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from fraudlib import manifest
-from fraudlib.errors import BundleError, GateError
+from fraudlib.errors import BundleError, GateError, ServiceError
 from fraudlib.paths import RunPaths
+from fraudlib.settings import Settings
 from pipelines import parameters, registry
 from pipelines.notebook import StageError, execute
 
@@ -26,6 +27,7 @@ class Outcome:
 
     run_id: str
     bundle_id: str | None = None
+    decision: str = "none"
     promoted: bool = False
     reason: str = ""
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -82,6 +84,7 @@ def retrain(given: Mapping[str, str], artifacts: Path, runs: Path, notebooks: Pa
     declared, values = check(given, notebooks)
     artifacts.mkdir(parents=True, exist_ok=True)
     with registry.exclusive(artifacts / ".retrain.lock"):
+        registry.sweep(artifacts)
         run = RunPaths.at(runs / new_run_id())
         values |= {"run_dir": str(run.folder), "artifacts_dir": str(artifacts)}
         manifest.write_atomic(run.folder / "parameters.json", json.dumps(values, indent=1).encode())
@@ -93,7 +96,7 @@ def retrain(given: Mapping[str, str], artifacts: Path, runs: Path, notebooks: Pa
                 own = {key: value for key, value in values.items() if key in declared[name]}
                 _stage(notebooks / f"{name}.ipynb", run, own, status)
             _decide(run, artifacts, outcome)
-        except (StageError, GateError, BundleError) as err:
+        except (StageError, GateError, BundleError, ServiceError) as err:
             outcome.failed, outcome.reason = True, str(err)
         except BaseException:
             status.run("interrupted")
@@ -110,7 +113,7 @@ def _stage(source: Path, run: RunPaths, values: Mapping[str, parameters.Value], 
     except StageError as err:
         status.stage(name, "failed", seconds=round(time.perf_counter() - start, 2), error=str(err))
         # 04 ends with an error when its gate says no, so that it fails by hand too; for the run that is a result.
-        if run.gate.is_file() and _object(run.gate).get("passed") is False:
+        if run.gate.is_file() and _object(run.gate).get("decision") == manifest.REJECTED:
             return
         raise
     seconds = round(time.perf_counter() - start, 2)
@@ -119,15 +122,25 @@ def _stage(source: Path, run: RunPaths, values: Mapping[str, parameters.Value], 
 
 
 def _decide(run: RunPaths, artifacts: Path, outcome: Outcome) -> None:
-    """Do what 04 decided: promote the bundle that it sealed, or leave the live one live."""
+    """Do what 04 decided: promote the bundle that it sealed, have it scored in the shadow, or leave it at that."""
     outcome.metrics, gate = _object(run.metrics), _object(run.gate)
     outcome.bundle_id, outcome.reason = gate.get("bundle_id"), str(gate.get("reason"))
-    if gate.get("passed") is True:
-        registry.promote(artifacts, str(outcome.bundle_id), outcome.reason, outcome.run_id)
+    outcome.decision, settings = str(gate.get("decision")), Settings()
+    made = (artifacts, str(outcome.bundle_id), outcome.reason, outcome.run_id, settings.verify_key_file)
+    if settings.signing_key_file and outcome.bundle_id:
+        registry.sign(artifacts, outcome.bundle_id, settings.signing_key_file)
+    if outcome.decision == manifest.PROMOTED:
+        registry.promote(*made)
         outcome.promoted = True
-    elif gate.get("passed") is not False:
-        raise GateError(f'{run.gate}: expected "passed": true or false, found {gate.get("passed")!r}')
-    log.info("%s: %s", "promoted" if outcome.promoted else "not promoted", outcome.reason)
+    elif outcome.decision == manifest.SHADOWED:
+        registry.shadow(*made)
+    elif outcome.decision == manifest.REJECTED:
+        registry.reject(artifacts, outcome.reason, outcome.run_id)
+    else:
+        raise GateError(f'{run.gate}: expected "decision": promote, shadow or reject, found {gate.get("decision")!r}')
+    log.info("%s: %s", outcome.decision, outcome.reason)
+    for name in registry.retire(artifacts, settings.keep_bundles):
+        log.info("removed %s, beyond the newest %d", name, settings.keep_bundles)
 
 
 def _object(path: Path) -> dict[str, Any]:

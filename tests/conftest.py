@@ -30,11 +30,12 @@ STAGES = {
     "02_train": ("rate: float = 0.5\nbreak_it: bool = False", "assert not break_it, 'loss is\\nnot finite'"),
     "03_tune": ("", "print('tuned')"),
     "04_evaluate": (
-        f'passed: bool = True\nbundle: str = "{BUNDLE}"',
+        f'passed: bool = True\ndecision: str = "promote"\nbundle: str = "{BUNDLE}"',
         "import json, pathlib\n"
         "run = pathlib.Path(run_dir)\n"
         "(run / 'metrics.json').write_text(json.dumps({'average_precision': 0.5}))\n"
-        "gate = {'passed': passed, 'reason': 'AP 0.50', 'bundle_id': bundle if passed else None}\n"
+        "gate = {'passed': passed, 'decision': decision if passed else 'reject', 'reason': 'AP 0.50',\n"
+        "        'bundle_id': bundle if passed else None}\n"
         "(run / 'gate.json').write_text(json.dumps(gate))\n"
         "assert passed, 'the gate says no'",
     ),

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from fraudlib import evaluation, splits, verdict
-from fraudlib.errors import DataError, GateError
+from fraudlib import evaluation, splits
+from fraudlib.errors import DataError
 
 
 @pytest.fixture
@@ -57,40 +57,6 @@ def test_drift_is_what_leaves_the_promise() -> None:
     assert (calm["drifted"], moved["drifted"]) == (False, True)
     assert moved["factor"] == pytest.approx(1.5)
     assert moved["over_expected"] == pytest.approx(1.875)
-
-
-def gate_metrics(precision: float | None, baseline: float = 0.1, factor: float = 1.0) -> dict[str, object]:
-    return {
-        "average_precision": {"value": precision},
-        "recall": {"value": 0.8},
-        "baselines": {"isolation forest": {"average_precision": {"value": baseline}}},
-        "drift": {"factor": factor, "budget": 0.01},
-    }
-
-
-@pytest.mark.parametrize(
-    ("metrics", "word"),
-    [
-        (gate_metrics(0.3), "below"),
-        (gate_metrics(0.7, baseline=0.8), "isolation forest"),
-        (gate_metrics(0.7, factor=9.0), "false positives"),
-        (gate_metrics(None), "average precision"),
-        (gate_metrics(float("nan")), "average precision"),
-    ],
-)
-def test_the_gate_refuses(metrics, word) -> None:
-    """A weak, beaten, trigger-happy or unmeasured candidate is refused with the reason."""
-    decision = verdict.decide(metrics, 0.6)
-    assert not decision.passed
-    with pytest.raises(GateError, match=word):
-        decision.require()
-
-
-def test_the_gate_lets_a_good_one_through() -> None:
-    """A candidate that meets every bound passes, and the reason says by what."""
-    decision = verdict.decide(gate_metrics(0.8), 0.6)
-    assert decision.passed
-    assert "0.800" in decision.reason
 
 
 @pytest.mark.parametrize("valid", ["2023-02", "2023-03", "2022-12"])

@@ -75,6 +75,7 @@ def test_a_passed_run_is_promoted_and_kept(
     assert outcome == {
         "run_id": folder.name,
         "bundle_id": BUNDLE,
+        "decision": "promote",
         "promoted": True,
         "reason": "AP 0.50",
         "metrics": {"average_precision": 0.5},
@@ -136,7 +137,7 @@ def test_a_bundle_that_does_not_verify_is_not_promoted(
     (artifacts / BUNDLE / "statistics.json").write_text("{}")
     run_paths = paths.RunPaths.at(tmp_path / "runs" / "x")
     run_paths.metrics.write_text("{}")
-    run_paths.gate.write_text(json.dumps({"passed": True, "reason": "AP 0.50", "bundle_id": BUNDLE}))
+    run_paths.gate.write_text(json.dumps({"decision": "promote", "reason": "AP 0.50", "bundle_id": BUNDLE}))
     with pytest.raises(BundleError, match="expected 13 bytes, found 2"):
         retrain._decide(run_paths, artifacts, retrain.Outcome("x"))
     assert manifest.current_bundle_name(artifacts) == "20250101T000000Z-0000"
