@@ -166,14 +166,17 @@ def test_the_api_image_has_no_model() -> None:
 
 
 def test_the_gpu_file_gives_the_worker_one_gpu() -> None:
-    """It changes the worker alone: CUDA's PyTorch, an image name of its own, one NVIDIA device."""
-    (worker,) = GPU["services"].values()
-    assert list(GPU["services"]) == ["worker"]
+    """Of the services it changes the worker alone: CUDA's PyTorch, an image name of its own, one NVIDIA device."""
+    assert GPU["services"].keys() - SERVICES.keys() == {"dcgm-exporter"}
+    worker, exporter = GPU["services"]["worker"], GPU["services"]["dcgm-exporter"]
     assert worker["build"]["args"] == {"TORCH": "cuda"}
     assert "nvidia-cublas" in requirements("cuda")
     assert worker["image"] != SERVICES["worker"]["image"]
-    (device,) = worker["deploy"]["resources"]["reservations"]["devices"]
-    assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+    for service in (worker, exporter):
+        (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+        assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+    assert exporter["cap_drop"] == ["ALL"]
+    assert not {"ports", "container_name", "cap_add"} & exporter.keys()
 
 
 def test_the_context_is_what_the_recipe_copies() -> None:
