@@ -68,7 +68,8 @@ def test_every_alert_says_what_it_is_and_where_to_read_on() -> None:
     for rule in rules("alert"):
         notes = rule["annotations"]
         assert rule["labels"]["severity"] in ("page", "ticket"), rule["alert"]
-        assert notes["summary"] and notes["description"].endswith("."), rule["alert"]
+        assert notes["summary"], rule["alert"]
+        assert notes["description"].endswith("."), rule["alert"]
         page, anchor = notes["runbook_url"].split("#")
         assert (page, anchor) == ("docs/operations.md", rule["alert"].lower())
         assert anchor in anchors, f"docs/operations.md has no heading {rule['alert']}"
