@@ -175,44 +175,47 @@ def topics() -> None:
 @click.argument("source", metavar="INPUT", type=click.Path(exists=True, path_type=Path))
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("--bundle", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Bundle to use.")
+@click.option("--engine", type=click.Choice(["local", "dask"]), default="local", show_default=True, help="Who scores.")
+@click.option("--address", help="Dask scheduler; one on this machine where left out.  [FRAUDLIB_DASK_ADDRESS]")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON line.")
-def score(source: Path, output: Path, bundle: Path | None, as_json: bool) -> None:
+def score(source: Path, output: Path, bundle: Path | None, engine: str, address: str | None, as_json: bool) -> None:
     """Score every trip of INPUT into the parquet file OUTPUT.
 
     INPUT is a TLC parquet or CSV file, or a folder of them, of any size. OUTPUT gets one row for each input row, in
     order: row, anomaly_score (higher is more abnormal), threshold, is_flagged and reason_1 to reason_3. It appears
-    whole or not at all. Without --bundle, the current bundle of FRAUDLIB_ARTIFACTS_DIR scores.
+    whole or not at all. Without --bundle, the current bundle of FRAUDLIB_ARTIFACTS_DIR scores. On a Dask cluster, whose
+    workers see INPUT and the bundle under the same paths, the output is the same.
 
     \b
     Examples:
       fraudlib score data/sample/green_tripdata_2023-05.parquet scores.parquet
       fraudlib score yellow_tripdata_2024-01.csv scores.parquet --json
       fraudlib score data/raw scores.parquet --bundle artifacts/20260101T000000Z-a
+      fraudlib score data/raw scores.parquet --engine dask --address tcp://10.0.0.5:8786
     """
-    from fraudlib import scorefile
+    from fraudlib import scorefile, spans
 
+    if address and engine == "local":
+        raise click.UsageError("--address names a Dask scheduler: give --engine dask with it.")
     scorefile.check_paths(source, output)
+    settings = _settings(dask_address=address)
+    folder = _bundle_folder(settings, bundle)
     total = scorefile.total_rows(source)
-    scorer = _load_scorer(bundle)
     with _sigterm_interrupts(), _bar(total, "trip", "scoring") as bar:
-        summary = scorefile.score_file(source, output, scorer, bar.update)
+        summary = spans.score(source, output, folder, settings, engine, bar.update)
     click.echo(_json(summary.as_json()) if as_json else f"{summary}: {output}")
 
 
-def _load_scorer(bundle: Path | None) -> Any:
+def _bundle_folder(settings: "Settings", bundle: Path | None) -> Path:
     from fraudlib.manifest import current_bundle
-    from fraudlib.scoring import Scorer
 
-    settings = _settings()
     folder = bundle or current_bundle(settings.artifacts)
     if folder is None:
         raise BundleError(
             f"{settings.artifacts}: no bundle is current there; name one with --bundle, set FRAUDLIB_ARTIFACTS_DIR, "
             "or train one with `python -m pipelines retrain`"
         )
-    return Scorer.load(
-        folder, device=settings.device, threads=settings.score_threads, verify_key=settings.verify_key_file
-    )
+    return folder
 
 
 @cli.command()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fraudlib import trips
@@ -68,13 +69,11 @@ def is_simulated(source: Path) -> bool:
 
 
 def total_rows(source: Path) -> int | None:
-    """Rows of a parquet file, None where counting them would mean to read the input."""
-    if source.is_dir() or source.suffix.lower() != ".parquet":
+    """Rows of parquet files, None where counting them would mean to read the input."""
+    files = trips.trip_files(source)
+    if any(file.suffix.lower() != ".parquet" for file in files):
         return None
-    try:
-        return int(pq.read_metadata(source).num_rows)
-    except pa.ArrowInvalid:
-        return None  # the reader says what is wrong with the file
+    return sum(map(trips.count, files))
 
 
 def check_paths(source: Path, output: Path) -> None:
@@ -99,17 +98,17 @@ def check_paths(source: Path, output: Path) -> None:
 
 
 def chunks(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
-    """Batches of any size as tables of about `rows` rows, in order; empty batches vanish."""
+    """Batches of any size as tables of `rows` rows, the last one of the rest, in order."""
     held: list[pa.RecordBatch] = []
     count = 0
     for batch in batches:
-        if not batch.num_rows:
-            continue
-        held.append(batch)
-        count += batch.num_rows
-        if count >= rows:
+        while count + len(batch) >= rows:
+            held.append(batch.slice(0, rows - count))
             yield pa.Table.from_batches(held).combine_chunks()
-            held, count = [], 0
+            batch, held, count = batch.slice(len(held[-1])), [], 0
+        if len(batch):
+            held.append(batch)
+            count += len(batch)
     if held:
         yield pa.Table.from_batches(held).combine_chunks()
 
@@ -141,21 +140,33 @@ def scored(first_row: int, scores: "Scores", threshold: float) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=SCHEMA)
 
 
-def score_file(source: Path, output: Path, scorer: "Scorer", progress: Callable[[int], object]) -> Summary:
-    """Score every trip of `source` into the parquet file `output`, at constant memory.
+def score_chunks(
+    pieces: Iterable[pa.Table], scorer: "Scorer", first_row: int, lookback: Lookback
+) -> Iterator[pa.Table]:
+    """Scores of chunks that follow each other, each a table of SCHEMA.
 
-    The output appears whole or not at all: it is written under a temporary name beside it, then renamed.
+    Parameters
+    ----------
+    first_row : position of the first chunk's first row in the input.
+    lookback : knows the chunk before, if there is one.
+    """
+    for chunk in pieces:
+        columns = trips.to_columns(chunk)
+        minutes, voided = lookback.find(columns)
+        scores = scorer.without_voids(scorer.with_repeats(scorer.score(columns), minutes), voided)
+        yield scored(first_row, scores, scorer.threshold)
+        first_row += chunk.num_rows
+
+
+def score_file(source: Path, output: Path, scorer: "Scorer", progress: Callable[[int], object]) -> Summary:
+    """Score every trip of `source` into the parquet file `output`, at constant memory; see `write`.
 
     Parameters
     ----------
     source : Path
         TLC parquet or CSV file, or a folder of them.
-    output : Path
-        Parquet file of SCHEMA, replaced where it exists.
     scorer : Scorer
         The bundle in use.
-    progress : callable
-        Told the number of rows after each chunk.
 
     Raises
     ------
@@ -165,19 +176,33 @@ def score_file(source: Path, output: Path, scorer: "Scorer", progress: Callable[
         If the input is not trips; the message names the column.
     """
     check_paths(source, output)
-    started, lookback = time.perf_counter(), Lookback()
+    pieces = chunks(trips.batches(source, CHUNK_ROWS), CHUNK_ROWS)
+    return write(source, output, score_chunks(pieces, scorer, 0, Lookback()), scorer.bundle_id, progress)
+
+
+def write(
+    source: Path, output: Path, tables: Iterable[pa.Table], bundle_id: str, progress: Callable[[int], object]
+) -> Summary:
+    """Write scores as they come; the output appears whole or not at all, renamed from a temporary name beside it.
+
+    Parameters
+    ----------
+    output : Path
+        Parquet file of SCHEMA, replaced where it exists.
+    tables : of SCHEMA, one for each chunk, in order.
+    progress : callable
+        Told the number of rows after each chunk.
+    """
+    started = time.perf_counter()
     rows = flagged = 0
     partial = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
         with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
-            for chunk in chunks(trips.batches(source, CHUNK_ROWS), CHUNK_ROWS):
-                columns = trips.to_columns(chunk)
-                minutes, voided = lookback.find(columns)
-                scores = scorer.without_voids(scorer.with_repeats(scorer.score(columns), minutes), voided)
-                writer.write_table(scored(rows, scores, scorer.threshold))
-                rows += chunk.num_rows
-                flagged += int(scores.is_flagged.sum())
-                progress(chunk.num_rows)
+            for table in tables:
+                writer.write_table(table)
+                rows += table.num_rows
+                flagged += pc.sum(table.column("is_flagged")).as_py()
+                progress(table.num_rows)
         if not rows:
             raise DataError(f"{source}: expected trips, found no row; nothing was written")
         with partial.open("rb") as file:
@@ -187,4 +212,4 @@ def score_file(source: Path, output: Path, scorer: "Scorer", progress: Callable[
         raise DataError(f"{output}: could not be written ({err.strerror or err}); nothing of it was kept") from err
     finally:
         partial.unlink(missing_ok=True)
-    return Summary(rows, flagged, time.perf_counter() - started, scorer.bundle_id, is_simulated(source))
+    return Summary(rows, flagged, time.perf_counter() - started, bundle_id, is_simulated(source))

@@ -77,6 +77,9 @@ class Settings(BaseSettings):
     )
     watchdog_seconds: float = Field(30.0, gt=0, description="lag without progress after which a worker gives up, in s")
     session_timeout_ms: int = Field(6000, ge=1000, description="silence after which the group drops a worker, in ms")
+    dask_address: str = Field(
+        "", description="Dask scheduler of the engine dask; empty: a cluster that is started on this machine"
+    )
     reload_seconds: float = Field(2.0, gt=0, description="how often the worker looks for a new current bundle, in s")
     state_dir: Path = Field(
         Path("runs/state"), description="folder of the workers' crash journals; relative to the project's root"

@@ -8,20 +8,22 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from fraudlib import trips
+from fraudlib import periods, trips
+from fraudlib.engines import Engine
 from fraudlib.errors import DataError
 
 SPLITS: Final = ("train", "valid", "test")
 _MONTHS: Final = re.compile(r"(\d{4}-\d{2}):(\d{4}-\d{2})")
 
 
-def check_order(periods: Mapping[str, str]) -> None:
+def check_order(wanted: Mapping[str, str]) -> None:
     """Refuse periods that overlap or run backwards in time.
 
     Parameters
     ----------
-    periods : split -> period, earliest first; a period is one that `trips.load_period` takes.
+    wanted : split -> period, earliest first; a period is one that `periods.find` takes.
 
     Raises
     ------
@@ -32,7 +34,7 @@ def check_order(periods: Mapping[str, str]) -> None:
     --------
     >>> check_order({"train": "2023-01:2023-03", "valid": "2023-04", "test": "2023-06-01:2023-06-10"})
     """
-    for (before, first), (after, second) in pairwise(periods.items()):
+    for (before, first), (after, second) in pairwise(wanted.items()):
         end, start = first.rsplit(":", 1)[-1], second.split(":", 1)[0]
         # Compared to the month where one of them names no day.
         if end[: len(start)] >= start[: len(end)]:
@@ -54,10 +56,13 @@ def months_of(period: str) -> list[str]:
     return [str(m) for m in np.arange(np.datetime64(start, "M"), np.datetime64(end, "M") + 1)]
 
 
-def load(data_dir: Path, service: str, period: str, max_rows: int, seed: int) -> tuple[pa.Table, int]:
+def load(
+    data_dir: Path, service: str, period: str, max_rows: int, seed: int, engine: Engine = map
+) -> tuple[pa.Table, int]:
     """Trips of a period, at most `max_rows` of them drawn evenly from its months, and how many there were.
 
-    Months are read one after another, so that memory holds one of them and the sample.
+    Each month is counted, then read as a stream of which the drawn rows are kept: memory holds the sample alone. The
+    draw does not depend on the engine.
 
     Raises
     ------
@@ -65,25 +70,37 @@ def load(data_dir: Path, service: str, period: str, max_rows: int, seed: int) ->
         If a month is missing or the period holds no trips.
     """
     pieces = months_of(period) if _MONTHS.fullmatch(period) else [period]
+    found = [periods.find(data_dir, service, piece) for piece in pieces]
+    counts = list(engine(periods.Period.count, found))
+    if 0 in counts:
+        empty = pieces[counts.index(0)]
+        raise DataError(f"Expected {service} trips of {empty} in {data_dir}, found none; choose another period.")
     rng = np.random.default_rng(seed)
-    kept, rows = [], 0
-    for piece in pieces:
-        table = trips.load_period(data_dir, service, piece)
-        rows += len(table)
-        kept.append(_thin(table, max_rows // len(pieces), rng))
-    table = pa.concat_tables(part.replace_schema_metadata(None) for part in kept)
-    simulated = any((part.schema.metadata or {}).get(trips.SIMULATED_KEY) for part in kept)
-    return (trips.mark_simulated(table) if simulated else table), rows
+    draws = [_draw(rows, max_rows // len(pieces), rng) for rows in counts]
+    table = pa.concat_tables(engine(_take, zip(found, draws, strict=True))).combine_chunks()
+    return (trips.mark_simulated(table) if any(part.simulated for part in found) else table), sum(counts)
 
 
-def _thin(table: pa.Table, most: int, rng: np.random.Generator) -> pa.Table:
-    if len(table) <= most:
-        return table
-    return table.take(pa.array(np.sort(rng.choice(len(table), most, replace=False))))
+def _draw(rows: int, most: int, rng: np.random.Generator) -> NDArray[np.int64] | None:
+    """Positions to keep, in order; None where all are."""
+    return None if rows <= most else np.sort(rng.choice(rows, most, replace=False))
 
 
-def describe(data_dir: Path, service: str, periods: Mapping[str, str]) -> dict[str, Any]:
-    """Files behind the periods with sizes, hashes and rows, and whether any of them is simulated."""
+def _take(part: tuple[periods.Period, NDArray[np.int64] | None]) -> pa.Table:
+    """Trips of a period at the given positions, all where these are None."""
+    period, rows = part
+    kept, first = [], 0
+    for batch in period.batches():
+        if rows is not None:
+            last = first + len(batch)
+            start, stop = np.searchsorted(rows, (first, last))
+            batch, first = batch.take(pa.array(rows[start:stop] - first)), last
+        kept.append(batch)
+    return pa.Table.from_batches(kept, trips.TRIPS_SCHEMA)
+
+
+def describe(data_dir: Path, service: str, wanted: Mapping[str, str], engine: Engine = map) -> dict[str, Any]:
+    """Files behind the periods (split -> period) with sizes, hashes and rows, and whether any of them is simulated."""
     there = trips.months(data_dir, service)
-    wanted = sorted({month for period in periods.values() for month in months_of(period)})
-    return trips.provenance([there[month] for month in wanted])
+    months = sorted({month for period in wanted.values() for month in months_of(period)})
+    return trips.provenance([there[month] for month in months], engine)

@@ -4,7 +4,6 @@ Values are never changed: nothing is clipped, filled or dropped. A text column o
 one teaching extract) is not turned into TLC codes either; payment_type stays null there, as do the zones.
 """
 
-import calendar
 import csv
 import hashlib
 import http.client
@@ -12,7 +11,7 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +25,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from fraudlib.engines import Engine
 from fraudlib.errors import DataError, FraudError, ParameterError, SchemaError
 from fraudlib.schema import (
     BY_NAME,
@@ -51,7 +51,6 @@ BASE_URL: Final = "https://d37ci6vzurychx.cloudfront.net/trip-data"
 TIMEOUT_SECONDS: Final = 30
 _SUFFIXES: Final = (".parquet", ".csv")
 _MONTH_FILE: Final = re.compile(r"(green|yellow)_tripdata_(sample_)?(\d{4}-\d{2})(_latlon)?\.(parquet|csv)")
-_PERIOD: Final = re.compile(r"(\d{4}-(?:0[1-9]|1[0-2]))(-\d{2})?(?::(\d{4}-(?:0[1-9]|1[0-2]))(-\d{2})?)?")
 _CSV_COLUMN: Final = re.compile(r"In CSV column #(\d+): (.*)", re.DOTALL)
 
 
@@ -123,11 +122,22 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
     return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
 
 
-def _parquet_batches(path: Path, batch_rows: int) -> Iterator[pa.RecordBatch]:
+def _parquet_batches(path: Path, batch_rows: int, skip: int) -> Iterator[pa.RecordBatch]:
     with _open_parquet(path) as file:
         source = _describe(path, file.schema_arrow.names)
-        for batch in file.iter_batches(batch_rows, columns=list(source.columns.values())):
+        groups = list(range(file.num_row_groups))
+        while groups and file.metadata.row_group(groups[0]).num_rows <= skip:
+            skip -= file.metadata.row_group(groups.pop(0)).num_rows
+        found = file.iter_batches(batch_rows, row_groups=groups, columns=list(source.columns.values()))
+        for batch in _after(skip, found):
             yield _typed(batch, source)
+
+
+def _after(skip: int, found: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for batch in found:
+        if skip < len(batch):
+            yield batch.slice(skip)
+        skip = max(skip - len(batch), 0)
 
 
 def _csv_header(path: Path) -> list[str]:
@@ -135,7 +145,7 @@ def _csv_header(path: Path) -> list[str]:
         return next(csv.reader(lines), [])
 
 
-def _csv_batches(path: Path, batch_rows: int) -> Iterator[pa.RecordBatch]:
+def _csv_batches(path: Path, batch_rows: int, skip: int) -> Iterator[pa.RecordBatch]:
     source = _describe(path, _csv_header(path))
     # Whole numbers are read as floats first: mirrors write "1.0" where a column has gaps.
     reads = {"integer": pa.float64(), "float": pa.float64(), "time": pa.timestamp("us"), "text": pa.string()}
@@ -147,23 +157,23 @@ def _csv_batches(path: Path, batch_rows: int) -> Iterator[pa.RecordBatch]:
         timestamp_parsers=[pa.csv.ISO8601, "%m/%d/%Y %I:%M:%S %p"],
     )
     with pa.csv.open_csv(path, convert_options=options) as reader:
-        for batch in reader:
+        for batch in _after(skip, reader):
             for start in range(0, len(batch), batch_rows):
                 yield _typed(batch.slice(start, batch_rows), source)
 
 
-def _file_batches(path: Path, batch_rows: int) -> Iterator[pa.RecordBatch]:
+def _file_batches(path: Path, batch_rows: int, skip: int = 0) -> Iterator[pa.RecordBatch]:
     if not path.is_file():
         raise DataError(f"Expected a trip file at {path}, found nothing; check the path or download the month.")
     if path.suffix.lower() not in _SUFFIXES:
         raise DataError(f"Expected a .parquet or .csv file, found {path}; convert it or pass another.")
     if path.stat().st_size == 0:
         raise DataError(f"Expected trips in {path}, found an empty file; download the month again.")
-    reader: Callable[[Path, int], Iterator[pa.RecordBatch]]
+    reader: Callable[[Path, int, int], Iterator[pa.RecordBatch]]
     reader = _parquet_batches if path.suffix.lower() == ".parquet" else _csv_batches
     rows = 0
     try:
-        for batch in reader(path, batch_rows):
+        for batch in reader(path, batch_rows, skip):
             rows += len(batch)
             yield batch
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -179,9 +189,10 @@ def _file_batches(path: Path, batch_rows: int) -> Iterator[pa.RecordBatch]:
         raise DataError(f"Expected trips in {path}, found a header without rows; download the month again.")
 
 
-def _files(path: str | Path | Sequence[str | Path]) -> list[Path]:
+def trip_files(path: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Files behind a path, a folder or several; see `batches`."""
     if not isinstance(path, (str, Path)):
-        return [file for item in path for file in _files(item)]
+        return [file for item in path for file in trip_files(item)]
     path = Path(path)
     if not path.is_dir():
         return [path]
@@ -192,7 +203,19 @@ def _files(path: str | Path | Sequence[str | Path]) -> list[Path]:
     return files
 
 
-def batches(path: str | Path | Sequence[str | Path], batch_rows: int = 65536) -> Iterator[pa.RecordBatch]:
+def count(path: str | Path) -> int:
+    """Rows of a file: what a parquet file says of itself, else counted; see `batches` for errors."""
+    if Path(path).suffix.lower() == ".parquet":
+        try:
+            return int(pq.read_metadata(path).num_rows)
+        except (pa.ArrowException, OSError):
+            pass  # the reader says what is wrong with the file
+    return sum(map(len, _file_batches(Path(path), 65536)))
+
+
+def batches(
+    path: str | Path | Sequence[str | Path], batch_rows: int = 65536, skip: int = 0
+) -> Iterator[pa.RecordBatch]:
     """Stream trips at constant memory.
 
     Parameters
@@ -200,6 +223,7 @@ def batches(path: str | Path | Sequence[str | Path], batch_rows: int = 65536) ->
     path : a parquet or CSV file, a folder, or a sequence of these. Of a folder, the files with "tripdata" in their
         name are read, by name; where there are none, every parquet and CSV file.
     batch_rows : most rows in a batch.
+    skip : rows left out at the start; whole files and row groups among them are not decoded, CSV is.
 
     Yields
     ------
@@ -211,8 +235,12 @@ def batches(path: str | Path | Sequence[str | Path], batch_rows: int = 65536) ->
     SchemaError : the file is not trips or a column has another type.
     DataError : a file is missing, empty or unreadable.
     """
-    for file in _files(path):
-        yield from _file_batches(file, batch_rows)
+    for file in trip_files(path):
+        if skip and (rows := count(file)) <= skip:
+            skip -= rows
+            continue
+        yield from _file_batches(file, batch_rows, skip)
+        skip = 0
 
 
 def read(path: str | Path | Sequence[str | Path], *, progress: bool = False) -> pa.Table:
@@ -220,7 +248,7 @@ def read(path: str | Path | Sequence[str | Path], *, progress: bool = False) -> 
 
     The table's metadata carries `fraudlib.simulated` where a file is marked so, and keeps it when written.
     """
-    files = _files(path)
+    files = trip_files(path)
     parts: list[pa.RecordBatch] = []
     for file in tqdm(files, disable=not progress or len(files) < 2, desc="reading trips", unit="file"):
         parts.extend(_file_batches(file, 1 << 20))
@@ -275,81 +303,17 @@ def months(data_dir: str | Path, service: str) -> dict[str, Path]:
     return {month: found[month][1] for month in sorted(found)}
 
 
-def _last_day(month: str) -> np.datetime64:
-    year, number = map(int, month.split("-"))
-    return np.datetime64(f"{month}-{calendar.monthrange(year, number)[1]}", "D")
-
-
-def _days(period: str) -> tuple[np.datetime64, np.datetime64]:
-    """First and last day (datetime64[D], inclusive) of a period."""
-    match = _PERIOD.fullmatch(period)
-    whole = match is not None and match[2] is None
-    if match is None or (match[3] is not None and whole != (match[4] is None)):
-        raise ParameterError(
-            f"Expected a period like 2023-01, 2023-01:2023-03 or 2023-05-01:2023-05-20, found {period!r}; correct it."
-        )
-    start, end = match[1] + (match[2] or ""), (match[3] or match[1]) + ((match[4] if match[3] else match[2]) or "")
-    try:
-        first = np.datetime64(start, "D")
-        last = _last_day(end[:7]) if whole else np.datetime64(end, "D")
-    except ValueError as error:
-        raise ParameterError(f"Expected days of the calendar, found {period!r}; correct it.") from error
-    if last < first:
-        raise ParameterError(f"Expected a period that ends after it begins, found {period!r}; swap its ends.")
-    return first, last
-
-
-def load_period(data_dir: str | Path, service: str, period: str, *, progress: bool = False) -> pa.Table:
-    """Trips of a period from the months in a folder, as one table of TRIPS_SCHEMA.
-
-    Parameters
-    ----------
-    period : `2023-01`, `2023-01:2023-03` (months, inclusive) or `2023-05-01:2023-05-20` (days, inclusive, by pickup).
-        Rows whose clock lies outside the file's month count to the nearest day of it, null pickups to its first.
-
-    Raises
-    ------
-    DataError : a month is missing (the message lists those that are there) or the period holds no trips.
-    ParameterError : the period cannot be read.
-    """
-    first, last = _days(period)
-    there = months(data_dir, service)
-    wanted = [str(month) for month in np.arange(first.astype("datetime64[M]"), last.astype("datetime64[M]") + 1)]
-    for month in wanted:
-        if month not in there:
-            raise DataError(
-                f"Expected {service} trips of {month} in {Path(data_dir)}, found months: {', '.join(there) or 'none'}; "
-                f"fetch it with `python -m fraudlib.trips {data_dir} --service {service} --month {month}`."
-            )
-    bar = tqdm(wanted, disable=not progress or len(wanted) < 2, desc=f"reading {service} trips", unit="month")
-    tables = [_of_days(read(there[month]), month, first, last) for month in bar]
-    table = pa.concat_tables([part.replace_schema_metadata(None) for part in tables])
-    if not len(table):
-        raise DataError(f"Expected {service} trips of {period} in {Path(data_dir)}, found none; choose another period.")
-    simulated = any((part.schema.metadata or {}).get(SIMULATED_KEY) for part in tables)
-    return mark_simulated(table) if simulated else table
-
-
-def _of_days(table: pa.Table, month: str, first: np.datetime64, last: np.datetime64) -> pa.Table:
-    begin = np.datetime64(month, "D")
-    end = _last_day(month)
-    if first <= begin and end <= last:
-        return table
-    day = _numpy(table.column("pickup_datetime")).astype("datetime64[D]")
-    day = np.clip(np.where(np.isnat(day), begin, day), begin, end)
-    return table.filter(pa.array((day >= first) & (day <= last)))
-
-
-def provenance(paths: Sequence[str | Path]) -> dict[str, Any]:
+def provenance(paths: Sequence[str | Path], engine: Engine = map) -> dict[str, Any]:
     """What the data is: `{"files": [{"name", "bytes", "sha256", "rows"}], "simulated": bool}`, in the given order."""
-    entries = []
-    files = _files(paths)
-    for path in files:
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        rows = sum(len(batch) for batch in _file_batches(path, 65536))
-        entries.append({"name": path.name, "bytes": path.stat().st_size, "sha256": digest, "rows": rows})
-    return {"files": entries, "simulated": any(map(is_simulated, files))}
+    files = trip_files(paths)
+    return {"files": list(engine(_entry, files)), "simulated": any(map(is_simulated, files))}
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    rows = sum(map(len, _file_batches(path, 65536)))
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest, "rows": rows}
 
 
 def download(data_dir: str | Path, service: str, month: str, *, progress: bool = True) -> Path:

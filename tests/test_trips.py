@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from fraudlib import paths, trips
+from fraudlib import paths, periods, trips
 from fraudlib.errors import DataError, FraudError, ParameterError, SchemaError
 
 SAMPLE = paths.root() / "data" / "sample"
@@ -134,7 +135,7 @@ def test_a_folder_is_its_trip_files(tmp_path: Path) -> None:
 
 def test_columns_for_features() -> None:
     """Numbers become float64 with NaN, times datetime64[us], green is 0."""
-    table = trips.load_period(SAMPLE, "green", "2023-05-01:2023-05-02", progress=False)
+    table = periods.load(SAMPLE, "green", "2023-05-01:2023-05-02")
     columns = trips.to_columns(table)
     assert columns["fare_amount"].dtype == np.float64
     assert columns["pickup_datetime"].dtype == np.dtype("datetime64[us]")
@@ -144,18 +145,15 @@ def test_columns_for_features() -> None:
 
 def test_days_of_a_month_are_the_month() -> None:
     """Day ranges that cover a month give each of its rows once, reset clocks included."""
-    parts = [
-        trips.load_period(SAMPLE, "green", p, progress=False).num_rows
-        for p in ("2023-05-01:2023-05-19", "2023-05-20:2023-05-31")
-    ]
-    assert sum(parts) == trips.load_period(SAMPLE, "green", "2023-05", progress=False).num_rows
+    parts = [periods.load(SAMPLE, "green", p).num_rows for p in ("2023-05-01:2023-05-19", "2023-05-20:2023-05-31")]
+    assert sum(parts) == periods.load(SAMPLE, "green", "2023-05").num_rows
 
 
 def test_rows_outside_the_month_count_to_its_nearest_day(tmp_path: Path) -> None:
     """A reset clock belongs to the first day of the file's month, a late one to the last."""
     pq.write_table(green(lpep_pickup_datetime=[datetime(2009, 1, 1), datetime(2023, 6, 1, 0, 3)]), tmp_path / MONTH)
     fares = [
-        trips.load_period(tmp_path, "green", period)["fare_amount"].to_pylist()
+        periods.load(tmp_path, "green", period)["fare_amount"].to_pylist()
         for period in ("2023-05-01:2023-05-02", "2023-05-30:2023-05-31")
     ]
     assert fares == [[12.5], [-3.0]]
@@ -181,14 +179,14 @@ def test_months_of_a_folder(tmp_path: Path) -> None:
 def test_missing_month() -> None:
     """A month that is not there is named, with those that are and the command that fetches it."""
     with pytest.raises(DataError, match=r"2031-01.*2023-05.*python -m fraudlib\.trips"):
-        trips.load_period(SAMPLE, "green", "2031-01", progress=False)
+        periods.load(SAMPLE, "green", "2031-01")
 
 
 @pytest.mark.parametrize("period", ["2023-13", "2023-02-30", "2023-03:2023-01", "2023-01:2023-02-03", "May"])
 def test_a_period_that_is_none(period: str) -> None:
     """A period that cannot be read is quoted."""
     with pytest.raises(ParameterError, match=period):
-        trips.load_period(SAMPLE, "green", period)
+        periods.load(SAMPLE, "green", period)
 
 
 def test_provenance_and_the_mark_of_simulated_trips(tmp_path: Path) -> None:
@@ -197,7 +195,7 @@ def test_provenance_and_the_mark_of_simulated_trips(tmp_path: Path) -> None:
     entry = trips.provenance([path])["files"][0]
     assert entry["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (entry["rows"], entry["bytes"]) == (trips.read(path).num_rows, path.stat().st_size)
-    pq.write_table(trips.load_period(SAMPLE, "green", "2023-05-01:2023-05-02"), tmp_path / "trips_train.parquet")
+    pq.write_table(periods.load(SAMPLE, "green", "2023-05-01:2023-05-02"), tmp_path / "trips_train.parquet")
     assert trips.provenance([tmp_path / "trips_train.parquet"])["simulated"] is True
     pq.write_table(green(), tmp_path / MONTH)
     assert trips.provenance([tmp_path / MONTH])["simulated"] is False
@@ -278,10 +276,10 @@ def test_download(tmp_path: Path, site: dict[str, bytes]) -> None:
     """A published month gets its name once it is whole, and is not fetched again."""
     pq.write_table(green(), tmp_path / "served.parquet")
     site[MONTH] = (tmp_path / "served.parquet").read_bytes()
-    path = trips.download(tmp_path / "raw", "green", "2023-05", progress=False)
+    path = trips.download(tmp_path / "raw", "green", "2023-05")
     assert (path.name, path.read_bytes()) == (MONTH, site[MONTH])
     site.clear()
-    assert trips.download(tmp_path / "raw", "green", "2023-05", progress=False) == path
+    assert trips.download(tmp_path / "raw", "green", "2023-05") == path
 
 
 @pytest.mark.parametrize(("body", "message"), [(None, "404"), (b"cut", "bytes|closed"), (b"<html>", "something else")])
@@ -292,7 +290,7 @@ def test_download_that_fails_leaves_nothing(
     if body is not None:
         site[MONTH] = body
     with pytest.raises(DataError, match=rf"http://127.*{MONTH}.*({message})"):
-        trips.download(tmp_path, "green", "2023-05", progress=False)
+        trips.download(tmp_path, "green", "2023-05")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -300,7 +298,7 @@ def test_download_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     """Without a connection the message has the address and the way by hand."""
     monkeypatch.setattr(trips, "BASE_URL", "http://127.0.0.1:9")
     with pytest.raises(DataError, match=rf"http://127\.0\.0\.1:9/{MONTH}.*by hand"):
-        trips.download(tmp_path, "green", "2023-05", progress=False)
+        trips.download(tmp_path, "green", "2023-05")
 
 
 def test_real_months_read() -> None:
@@ -312,3 +310,14 @@ def test_real_months_read() -> None:
         table = trips.read(path)
         assert table.num_rows >= 5000
         assert table.schema == trips.TRIPS_SCHEMA
+
+
+@pytest.mark.parametrize("skip", [0, 1, 299, 300, 700, 999])
+def test_reading_from_a_row_on(tmp_path: Path, skip: int) -> None:
+    """The first rows are left out over files, row groups and formats; what follows is what was there."""
+    table = trips.read(next(SAMPLE.glob("*.parquet"))).slice(0, 1000).drop_columns(["service"])
+    pq.write_table(table.slice(0, 700), tmp_path / "green_tripdata_2023-01.parquet", row_group_size=300)
+    pyarrow.csv.write_csv(table.slice(700), tmp_path / "green_tripdata_2023-02.csv")
+    found = pa.Table.from_batches(trips.batches(tmp_path, 128, skip=skip))
+    assert found["total_amount"].to_pylist() == table["total_amount"].to_pylist()[skip:]
+    assert [trips.count(path) for path in sorted(tmp_path.iterdir())] == [700, 300]
