@@ -132,20 +132,6 @@ def test_variables_have_defaults_and_stand_in_the_manual() -> None:
     assert rows == {name: default for name, default in variables.items() if name != "GIT_COMMIT"}
 
 
-def test_every_alert_has_its_page() -> None:
-    """docs/operations.md has a heading for each alert rule, where the rule's address leads."""
-    headings = set(re.findall(r"^### (\w+)$", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE))
-    rules = [
-        rule
-        for path in (ROOT / "docker" / "prometheus" / "rules").glob("*.yml")
-        for group in yaml.safe_load(path.read_text())["groups"]
-        for rule in group["rules"]
-        if "alert" in rule
-    ]
-    assert {rule["alert"] for rule in rules} == headings
-    assert all(rule["annotations"]["runbook_url"].endswith(f"#{rule['alert'].lower()}") for rule in rules)
-
-
 def test_no_secret_is_written_down() -> None:
     """No password, key or token has a value in the files; secrets come from files that the first start makes."""
     found = re.findall(r"(\w*(?:PASSWORD|SECRET|TOKEN|API_KEY)\w*)\s*[:=]\s*(\S+)", TEXT + RECIPE)
