@@ -250,7 +250,7 @@ def test_a_killed_worker_and_a_restarted_api_lose_nothing(stack: Stack, key: str
 
 
 def test_a_promotion_reaches_the_worker_and_outlives_a_restart(stack: Stack, key: str) -> None:
-    """What the scheduler's container retrains and promotes, the workers follow; a restart keeps it, a rollback undoes it."""
+    """Workers follow what the scheduler's container retrains and promotes; a restart keeps it, a rollback undoes it."""
     default = (paths.root() / "artifacts" / "current").read_text().strip()
     printed = stack.inside("scheduler", "python", "-m", "pipelines", "retrain", "--params", SAMPLE)
     outcome = json.loads(printed.strip().splitlines()[-1])
