@@ -37,7 +37,7 @@ COMPILE = $(UV) pip compile -q --no-annotate --custom-compile-command "make lock
 
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: help demo test check lab retrain notebooks bench chaos soak lock hashes audit sbom up down compose-test clean
+.PHONY: help demo test check lab retrain notebooks bench chaos soak lock hashes fuzz audit sbom up down compose-test clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -120,6 +120,10 @@ hashes:
 	$(COMPILE) --extra model --extra pipelines $$skip -o docker/requirements-pipelines.txt pyproject.toml; \
 	$(COMPILE) -o docker/requirements-cuda.txt - <<< torch
 	@$(COMPILE) --no-deps --torch-backend cpu -o docker/requirements-cpu.txt - <<< torch
+
+fuzz: $(AUDIT)  ## generated requests, messages, files and bundles, many more than in the tests; about half an hour
+	$(BIN)/python -m pytest tests/security -m fuzz -s $(ARGS)
+	$(BIN)/python -m pytest tests/security/test_messages.py --hypothesis-profile fuzz
 
 audit: $(AUDIT)  ## look the images' packages up among known vulnerabilities; asks a public database
 	@for part in api worker pipelines cuda; do echo "$$part" >&2; \

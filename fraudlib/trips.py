@@ -277,7 +277,8 @@ def to_columns(trips: pa.Table | pa.RecordBatch) -> dict[str, NDArray[Any]]:
     columns: dict[str, NDArray[Any]] = {}
     for name in (*TIME_COLUMNS, *NUMBER_COLUMNS):
         column = trips.column(name)
-        columns[name] = _numpy(column if name in TIME_COLUMNS else column.cast(pa.float64()))
+        # Whole numbers beyond 2**53 are rounded: strange ones are data too.
+        columns[name] = _numpy(column if name in TIME_COLUMNS else column.cast(pa.float64(), safe=False))
     codes = pc.index_in(trips.column("service"), value_set=pa.array(SERVICES, pa.string()))
     columns["service"] = _numpy(codes.cast(pa.float64()))
     return columns

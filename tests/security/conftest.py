@@ -3,9 +3,15 @@
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from fraudlib.settings import Settings
 from fraudlib.stack import Stack, free_port
+
+# `make fuzz` takes this profile: many more tries, new ones each time.
+settings.register_profile(
+    "fuzz", max_examples=20_000, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True
+)
 
 
 @pytest.fixture(scope="session")
