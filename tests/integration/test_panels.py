@@ -22,10 +22,8 @@ from .conftest import Site, free_port, until
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-    shutil.which("prometheus") is None, reason="needs Prometheus (Debian's package prometheus)"),
+    pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs Prometheus (Debian's package prometheus)"),
 ]
-)
 DOCKER = paths.root() / "docker"
 GHOST = {"trip_distance": 0.02, "fare_amount": 450, "duration_minutes": 0.3, "RatecodeID": 5, "total_amount": 450}
 BATCH = 60
