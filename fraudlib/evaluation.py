@@ -182,7 +182,10 @@ def evaluate(
     draws = [_figures(ranking.resample(rng), threshold, share, honest) for _ in range(rounds)]
     out: dict[str, Any] = {}
     for name, value in values.items():
-        low, high = np.nanquantile([draw[name] for draw in draws], [0.025, 0.975]) if draws else (value, value)
+        drawn = np.array([draw[name] for draw in draws])
+        # A detector that flags nothing has no precision in any draw.
+        known = drawn[~np.isnan(drawn)]
+        low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (value, value)
         group, _, key = name.partition("/")
         interval = Interval(value, float(low), float(high)).to_json()
         if key:

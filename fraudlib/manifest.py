@@ -104,11 +104,17 @@ def read_manifest(folder: Path) -> Manifest:
     BundleError
         If it is missing, is no JSON, has another format version or an unexpected shape.
     """
-    path = folder / MANIFEST
+    return parse_manifest(folder / MANIFEST)
+
+
+def parse_manifest(path: Path) -> Manifest:
+    """Manifest in a file, such as one that was kept of a removed bundle; raises as `read_manifest` does."""
     try:
         raw = path.read_bytes()
     except OSError as err:
-        raise BundleError(f"{folder}: no readable {MANIFEST} ({err.strerror}); a bundle is a sealed folder") from err
+        raise BundleError(
+            f"{path.parent}: no readable {path.name} ({err.strerror}); a bundle is a sealed folder"
+        ) from err
     try:
         version = json.loads(raw).get("format_version")
     except (ValueError, AttributeError) as err:

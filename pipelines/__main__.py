@@ -28,21 +28,31 @@ artifacts_option = click.option(
     help="Folder of the bundles.",
 )
 
+runs_option = click.option(
+    "--runs",
+    type=FOLDER,
+    default=lambda: paths.resolve("runs"),
+    show_default="runs",
+    help="Folder of the runs.",
+)
+
 
 def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that retrain and schedule share."""
     for option in (
         artifacts_option,
-        click.option(
-            "--runs",
-            type=FOLDER,
-            default=lambda: paths.resolve("runs"),
-            show_default="runs",
-            help="Folder of the runs.",
-        ),
+        runs_option,
         click.option("-p", "assignments", multiple=True, metavar="NAME=VALUE", help="A parameter; wins over --params."),
         click.option(
             "--params", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="YAML file of parameters."
+        ),
+        click.option(
+            "--stage-timeout",
+            type=click.FloatRange(min=0, min_open=True),
+            default=6 * 3600.0,
+            show_default=True,
+            metavar="SECONDS",
+            help="Longest time for each notebook.",
         ),
         click.option("--notebooks", type=FOLDER, default=lambda: paths.resolve("notebooks"), hidden=True),
     ):
@@ -58,17 +68,36 @@ def main() -> None:
 
 
 @main.command()
+@click.option(
+    "--resume",
+    "run_id",
+    metavar="RUN_ID",
+    help="Go on with this run from the stage that failed, with the parameters and the artifacts folder that it has.",
+)
 @training_options
-def retrain(params: Path | None, assignments: tuple[str, ...], artifacts: Path, runs: Path, notebooks: Path) -> None:
-    """Run notebooks 01 to 04 and promote the bundle that they sealed.
+def retrain(
+    run_id: str | None,
+    stage_timeout: float,
+    params: Path | None,
+    assignments: tuple[str, ...],
+    artifacts: Path,
+    runs: Path,
+    notebooks: Path,
+) -> None:
+    """Run notebooks 01 to 04 and promote, shadow or refuse what they made (docs/gate.md).
 
     The last line is JSON. Exit code 0: the run went through, whether or not its bundle passed the gate; 1: a stage
     failed; 2: a parameter is wrong; 3: another run is at work.
     """
     from pipelines import parameters
-    from pipelines.retrain import retrain as run
+    from pipelines import retrain as line
 
-    outcome = run(parameters.given(params, assignments), artifacts, runs, notebooks)
+    if run_id is None:
+        outcome = line.retrain(parameters.given(params, assignments), artifacts, runs, notebooks, stage_timeout)
+    elif params or assignments:
+        raise ParameterError("a resumed run keeps its parameters; leave --params and -p away or start a new run")
+    else:
+        outcome = line.resume(run_id, runs, notebooks, stage_timeout)
     if outcome.failed:
         click.echo(outcome.reason, err=True)
     click.echo(json.dumps(asdict(outcome)))
@@ -82,6 +111,7 @@ def retrain(params: Path | None, assignments: tuple[str, ...], artifacts: Path, 
 def schedule(
     cron: str,
     timezone: str,
+    stage_timeout: float,
     params: Path | None,
     assignments: tuple[str, ...],
     artifacts: Path,
@@ -96,6 +126,7 @@ def schedule(
     when = trigger(cron, timezone)
     check(parameters.given(params, assignments), notebooks)
     arguments = ["--artifacts", str(artifacts), "--runs", str(runs), "--notebooks", str(notebooks)]
+    arguments += ["--stage-timeout", str(stage_timeout)]
     arguments += ["--params", str(params.resolve())] if params else []
     for assignment in assignments:
         arguments += ["-p", assignment]
@@ -158,10 +189,22 @@ def sign(bundle_id: str, artifacts: Path) -> None:
 
 
 @main.command()
+@click.argument("name", metavar="[ID]", required=False)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @artifacts_option
-def history(as_json: bool, artifacts: Path) -> None:
-    """What was live from when, and why; the live one carries a star."""
+@runs_option
+def history(name: str | None, as_json: bool, artifacts: Path, runs: Path) -> None:
+    """What was live from when to when, and why; the live one carries a star.
+
+    With the ID of a bundle, as every score and alert carries it, or of a run: its run, parameters, data, code, figures
+    and report.
+    """
+    if name:
+        from pipelines import lineage
+
+        found = lineage.trace(artifacts, runs, name)
+        click.echo(json.dumps(found) if as_json else "\n".join(lineage.in_words(found)))
+        return
     lines = registry.history(artifacts)
     if as_json:
         for line in lines:
@@ -170,9 +213,9 @@ def history(as_json: bool, artifacts: Path) -> None:
     if not lines:
         click.echo(f"{artifacts}: nothing was promoted yet", err=True)
         return
-    columns = ("at", "bundle_id", "run_id", "reason")
+    columns = ("at", "until", "event", "bundle_id", "run_id", "reason")
     rows = [("", *columns)] + [
-        ("*" if line["live"] else "", *(str(line.get(c, "")) for c in columns)) for line in lines
+        ("*" if line["live"] else "", *(str(line.get(c) or "") for c in columns)) for line in lines
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:

@@ -31,7 +31,7 @@ class StageError(FraudError):
     """A notebook did not run to its end."""
 
 
-def execute(source: Path, output: Path, values: Mapping[str, Value], log: Path) -> None:
+def execute(source: Path, output: Path, values: Mapping[str, Value], log: Path, seconds: float) -> None:
     """Run `source` in its own folder and keep the executed notebook as `output` once every cell is complete.
 
     While it runs it lies beside as `*.running.ipynb`, and stays so when interrupted; failed it is `*.failed.ipynb`.
@@ -39,13 +39,15 @@ def execute(source: Path, output: Path, values: Mapping[str, Value], log: Path) 
     Raises
     ------
     StageError
-        If a cell fails or the kernel dies; the message has the notebook's error and where to look.
+        If a cell fails, the kernel dies or it takes longer than `seconds`; the message has the notebook's error and
+        where to look.
     """
     running, failed = output.with_suffix(".running.ipynb"), output.with_suffix(".failed.ipynb")
     process = _FORK.Process(target=_papermill, args=(source, running, dict(values), log), name=source.stem)
     process.start()
     try:
-        process.join()
+        process.join(seconds)
+        is_late = process.is_alive()
     finally:
         _stop(process)
     executed = _load(running)
@@ -54,7 +56,14 @@ def execute(source: Path, output: Path, values: Mapping[str, Value], log: Path) 
         return
     if executed:
         os.replace(running, failed)
-    raise StageError(f"{source.stem} failed: {_error(executed, log)}; look into {failed if executed else log}")
+    why = f"it took longer than {seconds:g} s and was stopped" if is_late else _error(executed, log)
+    raise StageError(f"{source.stem} failed: {why}; look into {failed if executed else log}")
+
+
+def is_done(output: Path) -> bool:
+    """Whether `output` is an executed notebook that ran to its end."""
+    executed = _load(output)
+    return bool(executed) and is_complete(executed)
 
 
 def is_complete(executed: Mapping[str, Any]) -> bool:

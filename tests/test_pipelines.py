@@ -139,7 +139,7 @@ def test_a_bundle_that_does_not_verify_is_not_promoted(
     run_paths.metrics.write_text("{}")
     run_paths.gate.write_text(json.dumps({"decision": "promote", "reason": "AP 0.50", "bundle_id": BUNDLE}))
     with pytest.raises(BundleError, match="expected 13 bytes, found 2"):
-        retrain._decide(run_paths, artifacts, retrain.Outcome("x"))
+        retrain.decide(run_paths, artifacts, retrain.Outcome("x"))
     assert manifest.current_bundle_name(artifacts) == "20250101T000000Z-0000"
 
 
