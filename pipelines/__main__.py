@@ -1,4 +1,4 @@
-"""`python -m pipelines`: retrain, schedule, promote, rollback, shadow, history, and the keys of bundles."""
+"""`python -m pipelines`: retrain, schedule, backtest, promote, rollback, shadow, history, and the keys of bundles."""
 
 import json
 import logging
@@ -134,6 +134,34 @@ def schedule(
         serve(when, arguments)
     except KeyboardInterrupt:
         click.echo("schedule stopped", err=True)
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.option("--from", "first", required=True, metavar="YYYY-MM", help="First month.")
+@click.option("--to", "last", required=True, metavar="YYYY-MM", help="Last month.")
+@click.option(
+    "--data-dir",
+    type=FOLDER,
+    default=lambda: paths.resolve("data/raw"),
+    show_default="data/raw",
+    help="Folder of the months.",
+)
+@click.option(
+    "--out",
+    type=FOLDER,
+    default=lambda: paths.resolve("runs/backtest"),
+    show_default="runs/backtest",
+    help="Folder for table and figure.",
+)
+@click.argument("more", nargs=-1, type=click.UNPROCESSED)
+def backtest(first: str, last: str, data_dir: Path, out: Path, more: tuple[str, ...]) -> None:
+    """Walk forward through past months, with and without retraining: what a stale model costs.
+
+    Further options go to `python -m fraudlib.backtest`, whose --help lists them. The table is the last output.
+    """
+    from pipelines.backtest import backtest as walk
+
+    sys.exit(walk(first, last, data_dir, out, more))
 
 
 @main.command()
