@@ -58,6 +58,9 @@ class Settings(BaseSettings):
     )
     metrics_host: str = Field("127.0.0.1", description="address of the worker's metrics and health endpoints")
     metrics_port: int = Field(9108, ge=0, le=65535, description="port of the worker's metrics; 0 picks a free one")
+    schedule_metrics_port: int = Field(
+        9109, ge=0, le=65535, description="port of the schedule's metrics; 0 picks a free one"
+    )
     artifacts_dir: Path = Field(Path("artifacts"), description="folder of the bundles; relative to the project's root")
     signing_key_file: Path | None = Field(
         None, description="private key (PEM) that retraining signs its bundles with (`python -m pipelines keygen`)"

@@ -177,6 +177,52 @@ class WorkerMetrics:
         )
 
 
+class RetrainMetrics:
+    """Metrics of the schedule. What a run came to is NaN until the first one ends."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        ProcessCollector(registry=registry)
+        self.runs = Counter("fraudlib_retrain_runs_total", "runs that ended", ["outcome"], registry=registry)
+        _start(self.runs, ("promoted", "refused", "failed", "busy"))
+        self.running = Gauge("fraudlib_retrain_running", "1 while a run is under way", registry=registry)
+        self.next_run = Gauge(
+            "fraudlib_retrain_next_run_timestamp_seconds", "when the next run is due", registry=registry
+        )
+        self.last_success = Gauge(
+            "fraudlib_retrain_last_success_timestamp_seconds",
+            "when a run last went through, promoted or refused",
+            registry=registry,
+        )
+        self.last_result = Gauge(
+            "fraudlib_retrain_last_result", "1 when the last run went through, 0 when it failed", registry=registry
+        )
+        self.last_duration = Gauge(
+            "fraudlib_retrain_last_duration_seconds", "how long the last run took", registry=registry
+        )
+        self.model_created = Gauge(
+            "fraudlib_retrain_model_created_timestamp_seconds", "when the current bundle was sealed", registry=registry
+        )
+        for gauge in (self.last_success, self.last_result, self.last_duration):
+            gauge.set(float("nan"))
+
+    def ended(self, outcome: str, seconds: float, at: float) -> None:
+        """Show a run that ended; one that only found another under way says nothing about the last result.
+
+        Parameters
+        ----------
+        outcome : promoted, refused by the gate, failed, or busy.
+        seconds : that it took. at : when it ended, since the epoch.
+        """
+        self.runs.labels(outcome).inc()
+        if outcome == "busy":
+            return
+        self.last_duration.set(seconds)
+        self.last_result.set(outcome != "failed")
+        if outcome != "failed":
+            self.last_success.set(at)
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object per line: ts (UTC), level, service, logger, message and the extra fields."""
 

@@ -131,7 +131,7 @@ def schedule(
     for assignment in assignments:
         arguments += ["-p", assignment]
     try:
-        serve(when, arguments)
+        serve(when, arguments, Settings(), artifacts)
     except KeyboardInterrupt:
         click.echo("schedule stopped", err=True)
 

@@ -4,18 +4,25 @@ import json
 import logging
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from apscheduler.schedulers.blocking import BlockingScheduler
 from apscheduler.triggers.cron import CronTrigger
+from prometheus_client import CollectorRegistry, start_http_server
 
-from fraudlib.errors import ParameterError
+from fraudlib.errors import BundleError, ParameterError, ServiceError
+from fraudlib.manifest import current_bundle, read_manifest
+from fraudlib.settings import Settings
+from fraudlib.telemetry import RetrainMetrics
 
 # A run that could not start on time, say since the machine slept, still starts within the hour.
 MISFIRE_SECONDS: Final = 3600
+EXIT_BUSY: Final = 3
 _DAYS: Final = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 log = logging.getLogger(__name__)
 
@@ -70,25 +77,38 @@ def trigger(cron: str, timezone: str) -> CronTrigger:
 
 
 class Job:
-    """One command, run in a process that can be stopped with the scheduler."""
+    """One command, run in a process that can be stopped with the scheduler.
 
-    def __init__(self, command: Sequence[str], when: CronTrigger) -> None:
+    Parameters
+    ----------
+    metrics : what the runs come to; of a registry of its own by default.
+    """
+
+    def __init__(self, command: Sequence[str], when: CronTrigger, metrics: RetrainMetrics | None = None) -> None:
         self._command, self._when = list(command), when
+        self._metrics = metrics or RetrainMetrics(CollectorRegistry())
         self._process: subprocess.Popen[str] | None = None
 
     def announce(self) -> None:
-        """Log when the next run is due."""
-        log.info("next run at %s", self._when.get_next_fire_time(None, datetime.now(self._when.timezone)))
+        """Log and show when the next run is due."""
+        due = self._when.get_next_fire_time(None, datetime.now(self._when.timezone))
+        self._metrics.next_run.set(due.timestamp() if due else float("nan"))
+        log.info("next run at %s", due)
 
     def run(self) -> None:
         """Run the command to its end and log its outcome; a failed run does not end the schedule."""
-        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
-        lines = self._process.communicate()[0].splitlines()
+        started = time.monotonic()
+        with self._metrics.running.track_inprogress():
+            self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
+            lines = self._process.communicate()[0].splitlines()
         outcome = json.loads(lines[-1]) if lines else {}
+        code = self._process.returncode
+        said = "promoted" if outcome.get("promoted") else {0: "refused", EXIT_BUSY: "busy"}.get(code, "failed")
+        self._metrics.ended(said, time.monotonic() - started, time.time())
         log.info(
             "run %s ended with exit code %d, promoted %s: %s",
             outcome.get("run_id"),
-            self._process.returncode,
+            code,
             outcome.get("promoted", False),
             outcome.get("reason", "see above"),
         )
@@ -101,10 +121,39 @@ class Job:
             self._process.wait()
 
 
-def serve(when: CronTrigger, arguments: Sequence[str]) -> None:
-    """Run `python -m pipelines retrain` with `arguments` at every `when`, until interrupted."""
+def created(artifacts: Path) -> float:
+    """When the current bundle was sealed, in seconds since the epoch; NaN where there is none."""
+    try:
+        folder = current_bundle(artifacts)
+        return datetime.fromisoformat(read_manifest(folder).created_at).timestamp() if folder else float("nan")
+    except (BundleError, OSError):
+        return float("nan")
+
+
+def expose(settings: Settings, artifacts: Path) -> RetrainMetrics:
+    """Serve the schedule's metrics beside it.
+
+    Raises
+    ------
+    ServiceError
+        If the port is taken.
+    """
+    metrics = RetrainMetrics(CollectorRegistry())
+    metrics.model_created.set_function(lambda: created(artifacts))
+    host, port = settings.metrics_host, settings.schedule_metrics_port
+    try:
+        start_http_server(port, host, metrics.registry)
+    except OSError as err:
+        raise ServiceError(
+            f"cannot listen on {host}:{port} ({err.strerror}); free the port or set FRAUDLIB_SCHEDULE_METRICS_PORT"
+        ) from err
+    return metrics
+
+
+def serve(when: CronTrigger, arguments: Sequence[str], settings: Settings, artifacts: Path) -> None:
+    """Run `python -m pipelines retrain` with `arguments` at every `when`, until interrupted; metrics are served."""
     scheduler = BlockingScheduler(timezone=when.timezone)
-    job = Job([sys.executable, "-m", "pipelines", "retrain", *arguments], when)
+    job = Job([sys.executable, "-m", "pipelines", "retrain", *arguments], when, expose(settings, artifacts))
     scheduler.add_job(job.run, when, coalesce=True, max_instances=1, misfire_grace_time=MISFIRE_SECONDS)
     job.announce()
     try:

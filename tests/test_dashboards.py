@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from fraudlib import paths
 from fraudlib.gpu import DeviceMetrics
-from fraudlib.telemetry import ApiMetrics, WorkerMetrics
+from fraudlib.telemetry import ApiMetrics, RetrainMetrics, WorkerMetrics
 
 ROOT = paths.root()
 DOCKER = ROOT / "docker"
@@ -49,6 +49,7 @@ def known() -> set[str]:
     ApiMetrics(registry)
     WorkerMetrics(registry)
     DeviceMetrics(registry)
+    RetrainMetrics(registry)
     families = {name for family in registry.collect() for name in (family.name, f"{family.name}_total")}
     rules = yaml.safe_load((DOCKER / "prometheus" / "rules" / "recording.yml").read_text())
     recorded = {rule["record"] for group in rules["groups"] for rule in group["rules"]}

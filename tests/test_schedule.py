@@ -2,19 +2,28 @@
 
 import json
 import logging
+import math
+import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from datetime import datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
+from prometheus_client import CollectorRegistry
 
-from fraudlib.errors import ParameterError
-from pipelines.schedule import Job, cron_days, trigger
+from fraudlib import paths
+from fraudlib.errors import ParameterError, ServiceError
+from fraudlib.settings import Settings
+from fraudlib.telemetry import RetrainMetrics
+from pipelines.schedule import Job, created, cron_days, expose, trigger
 
 WEEK = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
@@ -92,10 +101,60 @@ def test_the_outcome_of_a_run_is_logged(caplog: pytest.LogCaptureFixture) -> Non
     assert caplog.text.count("next run at") == 2
 
 
+@pytest.mark.parametrize(
+    ("says", "code", "outcome", "result"),
+    [
+        ({"promoted": True}, 0, "promoted", 1),
+        ({"promoted": False}, 0, "refused", 1),
+        ({"run_id": "r1"}, 1, "failed", 0),
+        (None, 1, "failed", 0),
+        (None, 3, "busy", None),
+    ],
+)
+def test_what_a_run_came_to_is_shown(says: object, code: int, outcome: str, result: float | None) -> None:
+    """A refusal by the gate is a run that went through; another run under way says nothing about the last one."""
+    metrics = RetrainMetrics(CollectorRegistry())
+    printed = f"print({json.dumps(says)!r})" if says else "0"
+    command = [sys.executable, "-c", f"{printed}; exit({code})"]
+    Job(command, trigger("0 3 * * 1", "UTC"), metrics).run()
+
+    def value(name: str, **labels: str) -> float:
+        return metrics.registry.get_sample_value(f"fraudlib_retrain_{name}", labels) or 0.0
+
+    assert value("runs_total", outcome=outcome) == 1
+    assert sum(value("runs_total", outcome=name) for name in ("promoted", "refused", "failed", "busy")) == 1
+    assert value("running") == 0
+    assert value("next_run_timestamp_seconds") > time.time()
+    if result is None:
+        assert math.isnan(value("last_result"))
+    else:
+        assert value("last_result") == result
+        assert value("last_duration_seconds") > 0
+        assert (abs(value("last_success_timestamp_seconds") - time.time()) < 60) == bool(result)
+
+
+def test_the_schedule_serves_its_metrics(tmp_path: Path) -> None:
+    """With the age of the current bundle, NaN where there is none; a taken port is refused with its setting."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = Settings(schedule_metrics_port=port)
+    expose(settings, paths.root() / "artifacts")
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        text = answer.read().decode()
+    shown = re.search(r"^fraudlib_retrain_model_created_timestamp_seconds (\S+)$", text, re.MULTILINE)
+    assert shown
+    assert float(shown[1]) > 1_700_000_000
+    assert math.isnan(created(tmp_path))
+    with pytest.raises(ServiceError, match="FRAUDLIB_SCHEDULE_METRICS_PORT"):
+        expose(settings, tmp_path)
+
+
 def schedule(notebooks: Path, *more: str) -> subprocess.Popen[str]:
     """A schedule on the small notebooks, in a process of its own."""
+    env = {**os.environ, "FRAUDLIB_SCHEDULE_METRICS_PORT": "0"}
     command = [sys.executable, "-m", "pipelines", "schedule", "--cron", "0 3 * * 1", "--notebooks", str(notebooks)]
-    return subprocess.Popen([*command, *more], stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([*command, *more], stderr=subprocess.PIPE, text=True, env=env)
 
 
 def test_a_wrong_parameter_is_refused_at_start(notebooks: Path) -> None:

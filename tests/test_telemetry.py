@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from fraudlib import paths, watchdog, worker
 from fraudlib.gpu import DeviceMetrics
-from fraudlib.telemetry import ApiMetrics, BulkHistogram, JsonFormatter, WorkerMetrics, serve_health
+from fraudlib.telemetry import ApiMetrics, BulkHistogram, JsonFormatter, RetrainMetrics, WorkerMetrics, serve_health
 
 
 def test_many_observations_count_as_each_would() -> None:
@@ -101,8 +101,9 @@ def test_the_page_of_metrics_lists_every_one_with_its_type_and_labels() -> None:
     ApiMetrics(registry)
     WorkerMetrics(registry)
     DeviceMetrics(registry)
+    RetrainMetrics(registry)
     page = (paths.root() / "docs" / "metrics.md").read_text()
-    rows = re.findall(r"^\| `(fraudlib_(?:api|worker)_\w+)` \| (\w+) \| (.*?) ?\| \S", page, re.MULTILINE)
+    rows = re.findall(r"^\| `(fraudlib_(?:api|worker|retrain)_\w+)` \| (\w+) \| (.*?) ?\| \S", page, re.MULTILINE)
     assert {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows} == described(registry)
     known = {"route", "method", "status", "outcome", "verdict", "field", "cause", "partition", "bundle_id", "bound"}
     known |= {"stage", "device", "kind", "flagged_by", "feature"}
