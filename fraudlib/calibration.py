@@ -33,10 +33,7 @@ class Rarity:
 
     def __call__(self, raw: Array) -> Array:
         """Rarity of raw values of any shape, >= 0, strictly increasing beyond the first knot."""
-        inside = np.interp(raw, self.knots, self.levels)
-        over = np.log1p(np.maximum(raw - self.knots[-1], 0.0))
-        below = np.minimum(raw - self.knots[0], 0.0)
-        return np.asarray(inside + self.slope * over + 1e-3 * np.tanh(below / 10), dtype=np.float64)
+        return _continued(np.interp(raw, self.knots, self.levels), raw, self.knots[0], self.knots[-1], self.slope)
 
     def raw_at(self, rarity: float) -> float:
         """A raw value below which no rarity reaches this one."""
@@ -65,6 +62,12 @@ class Rarity:
         if knots.shape != levels.shape or len(knots) < 2 or np.any(np.diff(knots) <= 0) or np.any(np.diff(levels) < 0):
             raise SchemaError("calibration: expected increasing knots and levels of one length")
         return cls(knots, levels, slope)
+
+
+def _continued(inside: Array, raw: Array, first: Array, last: Array, slope: Array | float) -> Array:
+    """Rarity beyond the first and the last knot, from what interpolation gives between them."""
+    over, below = np.log1p(np.maximum(raw - last, 0.0)), np.minimum(raw - first, 0.0)
+    return np.asarray(inside + slope * over + 1e-3 * np.tanh(below / 10), dtype=np.float64)
 
 
 def fit_rarity(raw: Array) -> Rarity:
@@ -118,14 +121,24 @@ class Calibration:
     repeat: float = 0.0
 
     @cached_property
+    def _rarities(self) -> tuple[Rarity, ...]:
+        return tuple(self.readings.values())
+
+    @cached_property
+    def _ends(self) -> tuple[Array, Array, Array]:
+        """First and last knot and the slope beyond of each reading, (R,) each."""
+        first, last, slope = np.array([(r.knots[0], r.knots[-1], r.slope) for r in self._rarities]).T
+        return first, last, slope
+
+    @cached_property
     def _backstop_at(self) -> Array:
         """Surprise of each reading beyond which the backstop speaks up, (R,)."""
-        return np.array([rarity.raw_at(BACKSTOP) for rarity in self.readings.values()])
+        return np.array([rarity.raw_at(BACKSTOP) for rarity in self._rarities])
 
     def rarities(self, surprise: Array) -> Array:
         """Rarity of each reading's surprise; (n, R) to (n, R)."""
-        columns = [rarity(surprise[:, i]) for i, rarity in enumerate(self.readings.values())]
-        return np.stack(columns, axis=1)
+        inside = [np.interp(raw, r.knots, r.levels) for raw, r in zip(surprise.T, self._rarities, strict=True)]
+        return _continued(np.array(inside).T, surprise, *self._ends)
 
     def by_head(self, logit: Array) -> Array:
         """Rarity of the head's logits (n, 2): of the first, or of the second where that is far beyond it; (n,)."""

@@ -13,10 +13,12 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 
 from fraudlib import records
+from fraudlib.plain import decode_few
 from fraudlib.records import ACCEPTED_AT, NUMBERS, TEXTS, Checked, Decoded
 from fraudlib.schema import BY_NAME, TIME_COLUMNS
 
 FEWEST: Final = 512  # records from which on Arrow costs no more
+FEW: Final = 16  # records up to which one after the other costs less than arrays
 MOST_BYTES: Final = 1 << 30
 _STRINGS: Final = ("transaction_id", ACCEPTED_AT, "service", *TEXTS, *TIME_COLUMNS)
 _SCHEMA: Final = pa.schema([(name, pa.string()) for name in _STRINGS] + [(name, pa.float64()) for name in NUMBERS])
@@ -25,9 +27,12 @@ _PARSE: Final = pj.ParseOptions(explicit_schema=_SCHEMA, unexpected_field_behavi
 
 def decode(values: Sequence[bytes | None]) -> Decoded:
     """Decode a batch of messages; see `fraudlib.records.decode`."""
-    if len(values) >= FEWEST and (decoded := _clean(values)) is not None:
-        return decoded
-    return records.decode(values)
+    decoded = None
+    if len(values) >= FEWEST:
+        decoded = _clean(values)
+    elif 0 < len(values) <= FEW:
+        decoded = decode_few(values)
+    return records.decode(values) if decoded is None else decoded
 
 
 def _clean(values: Sequence[bytes | None]) -> Decoded | None:

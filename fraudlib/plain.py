@@ -1,15 +1,18 @@
-"""The usual single transaction, recognised without arrays: nine in ten of them need no more than this.
+"""The usual transaction, one or a few, recognised without arrays: nine in ten of them need no more than this.
 
 `fraudlib.records.check` is made for many rows and decides alone what is wrong with one; here one is either as plain as
 can be, and then that check finds nothing, or it goes there.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from fraudlib.records import ACCEPTED_AT, is_id, plan_of
+import numpy as np
+import orjson
+
+from fraudlib.records import ACCEPTED_AT, NUMBERS, Decoded, is_id, plan_of, stamps
 from fraudlib.schema import COLUMNS, REQUIRED_FIELDS, SERVICES, TIME_COLUMNS
 
 _is_local_time = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?", re.ASCII).fullmatch
@@ -71,3 +74,30 @@ def plain(value: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]] | Non
     if trip.get(_DURATION) is None and any(trip.get(name) is None for name in TIME_COLUMNS):
         return None
     return trip, plan.unknown
+
+
+_SERVICE_CODES: Final = {name: float(code) for code, name in enumerate(SERVICES)}
+
+
+def decode_few(values: Sequence[bytes | None]) -> Decoded | None:
+    """A few messages decoded as `records.decode` does it, at a fraction of its cost; None where one is not plain."""
+    trips: list[dict[str, Any]] = []
+    for value in values:
+        try:
+            parsed = orjson.loads(value)  # type: ignore[arg-type]
+        except (orjson.JSONDecodeError, TypeError):
+            return None
+        found = plain(parsed) if type(parsed) is dict else None
+        if found is None:
+            return None
+        trips.append(found[0])
+    names = trips[0].keys() | set().union(*trips[1:])
+    numbers = [name for name in NUMBERS if name in names]
+    table = np.array([[trip.get(name) for trip in trips] for name in numbers], dtype=np.float64)
+    columns: dict[str, Any] = dict(zip(numbers, table, strict=True))
+    for name in (name for name in TIME_COLUMNS if name in names):
+        columns[name] = np.array([trip.get(name) for trip in trips], dtype="datetime64[us]")
+    if "service" in names:
+        columns["service"] = np.array([_SERVICE_CODES.get(trip.get("service", ""), np.nan) for trip in trips])
+    ids = [trip.get("transaction_id") or "" for trip in trips]
+    return Decoded(columns, ids, stamps([trip.get(ACCEPTED_AT) for trip in trips]), range(len(trips)), {})

@@ -74,7 +74,7 @@ class Settings(BaseSettings):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="scoring device: auto, cpu or cuda:N")
     score_threads: int = Field(1, ge=1, le=64, description="threads of PyTorch in the worker")
     batch_max_records: int = Field(8192, ge=1, le=65536, description="most transactions in one micro-batch")
-    batch_wait_ms: int = Field(1, ge=0, le=1000, description="longest wait for more transactions when idle, in ms")
+    batch_wait_ms: int = Field(1, ge=0, le=1000, description="pause between polls while a batch is being scored, in ms")
     fetch_wait_ms: int = Field(
         100, ge=1, le=5000, description="longest wait of a fetch, in ms; the engine tansu answers no earlier, give it 5"
     )

@@ -6,6 +6,7 @@ moves on, and the partition is read again from the last acknowledged place.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -84,7 +85,7 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
         self._reconnect, self._stopping = reconnect, stopping
         self._fetched: asyncio.Queue[Batch | None] = asyncio.Queue(1)
         self._scored: asyncio.Queue[Batch | None] = asyncio.Queue(1)
-        self._hungry = False  # the scorer waits for a batch
+        self._hungry = asyncio.Event()  # the scorer waits for a batch
         self._idle = asyncio.Event()  # nothing is being published
         self._idle.set()
         self._dirty = asyncio.Event()  # something is acknowledged and not committed
@@ -119,13 +120,18 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
             self.waits_for_messages = False
             if batch is None:
                 continue
-            while not self._hungry and (room := self._settings.batch_max_records - len(batch.messages)) > 0:
-                more = await self._poll(self._settings.batch_wait_ms, room)
+            while not self._hungry.is_set() and (room := self._settings.batch_max_records - len(batch.messages)) > 0:
+                # A poll lets the client fetch, which the broker answers for a single message: asked at once, it would
+                # keep both of them busy with one message at a time, while the scorer needs the processor.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._settings.batch_wait_ms / 1000):
+                        await self._hungry.wait()
+                more = await self._poll(0, room)
                 if batch.epoch != self._epoch:
                     batch = more or Batch(self._epoch)
                 elif more:
                     batch.join(more)
-            self._hungry = False
+            self._hungry.clear()
             await self._fetched.put(batch)
         await self._fetched.put(None)
 
@@ -164,7 +170,7 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
             self.scoring_since = None
 
     async def _next_fetched(self) -> Batch | None:
-        self._hungry = True
+        self._hungry.set()
         return await self._fetched.get()
 
     async def publish(self) -> None:

@@ -3,12 +3,14 @@
 import copy
 from typing import Any
 
+import numpy as np
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fraudlib.plain import plain
-from fraudlib.records import check
+from fraudlib.plain import decode_few, plain
+from fraudlib.records import check, decode
 from fraudlib.transaction import EXAMPLE, FULL_EXAMPLE
 
 NAMES = [*FULL_EXAMPLE, "duration_minutes", "pickup_datetime", "dropoff_datetime", "passenger_count", "accepted_at"]
@@ -59,3 +61,35 @@ def test_what_is_plain_passes_the_full_check_unchanged(some: dict[str, Any], bas
 def test_the_usual_needs_no_more(value: dict[str, Any]) -> None:
     """Three fields, full records, the TLC's spelling and unknown fields are plain."""
     assert plain(dict(value)) is not None
+
+
+RECORDS = st.builds(
+    lambda some, base: base | some,
+    st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=3),
+    st.sampled_from([EXAMPLE, FULL_EXAMPLE]),
+)
+
+
+@given(st.lists(RECORDS, min_size=1, max_size=4))
+def test_a_few_are_decoded_as_many_are(records: list[dict[str, Any]]) -> None:
+    """The same columns of the same types, identities and times; or the full check has to look at them."""
+    values: list[bytes | None] = [orjson.dumps(record) for record in records]
+    few, full = decode_few(values), decode(values)
+    if few is None:
+        return
+    assert full.rejected == {} == few.rejected
+    assert list(few.rows) == list(full.rows)
+    assert list(few.transaction_ids) == list(full.transaction_ids)
+    assert list(few.accepted_at) == list(full.accepted_at)
+    assert few.columns.keys() == full.columns.keys()
+    for name, column in full.columns.items():
+        assert few.columns[name].dtype == column.dtype
+        np.testing.assert_array_equal(few.columns[name], column)
+
+
+@pytest.mark.parametrize("value", [None, b"", b"{", b"[1]", b"{}", b'{"trip_distance": "far"}', b"\xff"])
+def test_what_is_not_plain_is_left_to_the_full_check(value: bytes | None) -> None:
+    """One bad message among plain ones, and none of them is decoded here; plain ones alone are."""
+    good = orjson.dumps(FULL_EXAMPLE)
+    assert decode_few([good, value]) is None
+    assert decode_few([good, good]) is not None
