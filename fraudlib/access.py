@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from fraudlib.errors import ServiceError
 from fraudlib.keys import Client, Keys
+from fraudlib.pages import DOCS, DOCS_ASSETS, STATIC
 from fraudlib.problems import Problem
 from fraudlib.rates import Bucket, Rates
 from fraudlib.settings import Settings
@@ -15,8 +16,8 @@ Scope = MutableMapping[str, Any]
 COOKIE: Final = "fraudlib_session"
 CLIENT: Final = "fraudlib.client"
 BUCKET: Final = "fraudlib.bucket"
-OPEN: Final = frozenset({("GET", path) for path in ("/", "/healthz", "/readyz", "/session")})
-INTERNAL: Final = frozenset({"/metrics", "/docs", "/docs/oauth2-redirect", "/openapi.json"})
+OPEN: Final = frozenset({("GET", path) for path in ("/", "/healthz", "/readyz", "/session", *STATIC)})
+INTERNAL: Final = frozenset({"/metrics", DOCS, *DOCS_ASSETS, "/openapi.json"})
 _COOKIE_START: Final = f"{COOKIE}=".encode()
 
 

@@ -19,6 +19,7 @@ from fraudlib.broker import listener
 from fraudlib.credentials import security_options
 from fraudlib.deadlines import Protocol
 from fraudlib.gate import Gate
+from fraudlib.pages import add_pages
 from fraudlib.routes import add_alerts, add_labels, add_session, add_state
 from fraudlib.services import DRAIN_SECONDS, Services
 from fraudlib.settings import Settings
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 ROUTES: Final = frozenset(
     {"/", "/transaction", "/transactions", "/labels", "/alerts", "/healthz", "/readyz", "/metrics", "/docs"}
-    | {"/openapi.json", "/session"}
+    | {"/openapi.json", "/session", "/pulse"}
 )
 
 
@@ -66,6 +67,7 @@ def create_app(settings: Settings, registry: CollectorRegistry | None = None) ->
         version=__version__,
         summary="Taxi transactions in, fraud scores and alerts out",
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
         # The gate has checked the key by then; this makes the documentation ask for it.
@@ -79,6 +81,7 @@ def create_app(settings: Settings, registry: CollectorRegistry | None = None) ->
     add_alerts(app, services)
     add_session(app, services)
     add_state(app, services)
+    add_pages(app)
     return app
 
 

@@ -24,11 +24,12 @@ REMEMBERED: Final = 256
 BACKLOG: Final = 256
 
 
-class _Tail(ABC):
+class Tail(ABC):
     """Reads the end of every partition of a topic, outside any consumer group."""
 
     topic: str
     fetch_wait_ms: int | None = None  # None takes that of the settings
+    fetch_bytes = 1_048_576  # most of one partition at a time
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -50,6 +51,7 @@ class _Tail(ABC):
                 enable_auto_commit=False,
                 auto_offset_reset="latest",
                 fetch_max_wait_ms=self.fetch_wait_ms or self._settings.fetch_wait_ms,
+                max_partition_fetch_bytes=self.fetch_bytes,
             )
             try:
                 await consumer.start()
@@ -78,7 +80,7 @@ class _Tail(ABC):
         """Take what comes until it is cancelled."""
 
 
-class ScoreFeed(_Tail):
+class ScoreFeed(Tail):
     """Hands a score to whoever waits for it; reads the topic only while somebody does, and a while after."""
 
     topic = TOPIC_SCORES
@@ -151,7 +153,7 @@ class Alert:
     data: str
 
 
-class AlertFeed(_Tail):
+class AlertFeed(Tail):
     """Passes each alert once to every follower, and remembers the latest for those who come back."""
 
     topic = TOPIC_ALERTS

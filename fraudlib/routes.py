@@ -1,12 +1,11 @@
 """The API's other routes: labels, live alerts, the page, and the state of the service."""
 
 from collections.abc import AsyncIterable
-from importlib import resources
 from typing import Annotated
 
 import orjson
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
-from fastapi.responses import HTMLResponse, PlainTextResponse
+from fastapi.responses import PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from prometheus_client import generate_latest
 from pydantic import ValidationError
@@ -20,7 +19,7 @@ from fraudlib.problems import Problem, retry_later
 from fraudlib.schema import TOPIC_LABELS
 from fraudlib.services import Services
 from fraudlib.telemetry import CONTENT_TYPE
-from fraudlib.transaction import Accepted, Label
+from fraudlib.transaction import Accepted, Label, Pulse
 
 
 def add_labels(app: FastAPI, services: Services) -> None:
@@ -100,12 +99,13 @@ def add_session(app: FastAPI, services: Services) -> None:
 
 
 def add_state(app: FastAPI, services: Services) -> None:
-    """Add the page, and what tells that the service is alive, ready and how it fares."""
-    page = resources.files("fraudlib").joinpath("static/index.html").read_text("utf-8")
+    """Add what tells that the service is alive, ready and how it fares."""
 
-    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
-    async def get_page() -> HTMLResponse:
-        return HTMLResponse(page, headers={"Cache-Control": "no-cache"})
+    @app.get("/pulse", response_model=Pulse)
+    async def get_pulse() -> Response:
+        """Rate, latency, what waits, the bundle in use, and some of the latest scores; measured while asked for."""
+        state = {"is_broker_up": services.link.is_up, "lag": services.backlog.lag}
+        return json_response({**state, **services.pulse.ask()})
 
     @app.get("/healthz")
     async def get_health() -> Response:

@@ -15,6 +15,7 @@ from fraudlib.intake import outcome_problem
 from fraudlib.kafka import NotSentError, OutcomeUnknownError
 from fraudlib.link import Link
 from fraudlib.problems import Problem
+from fraudlib.pulse import Pulse
 from fraudlib.settings import Settings
 from fraudlib.telemetry import ApiMetrics
 
@@ -31,19 +32,22 @@ class Services:
         self.answers = Answers(settings)
         self.scores = ScoreFeed(settings)
         self.alerts = AlertFeed(settings)
+        self.pulse = Pulse(settings)
         self.backlog = Backlog(settings, self.metrics)
         self.link = Link(settings, self.metrics, self._restart_feeds)
 
     def _restart_feeds(self) -> None:
         self.scores.restart()
         self.alerts.restart()
+        self.pulse.restart()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keep the link and the feeds alive."""
         loop = asyncio.get_running_loop()
         self.metrics.tasks.set_function(lambda: len(asyncio.all_tasks(loop)))
-        tasks = [asyncio.create_task(part.run()) for part in (self.link, self.scores, self.alerts, self.backlog)]
+        parts = (self.link, self.scores, self.alerts, self.pulse, self.backlog)
+        tasks = [asyncio.create_task(part.run()) for part in parts]
         try:
             yield
         finally:

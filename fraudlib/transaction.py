@@ -127,6 +127,25 @@ class Scored(BaseModel):
     accepted_at: str | None = None
 
 
+class Percentiles(BaseModel):
+    """Milliseconds."""
+
+    p50: float
+    p99: float
+
+
+class Pulse(BaseModel):
+    """How the whole fares at this moment."""
+
+    is_broker_up: bool
+    lag: int | None
+    scores_per_second: float | None
+    latency_ms: Percentiles | None
+    bundle_id: str | None
+    threshold: float | None
+    scores: list[float]
+
+
 class Item(BaseModel):
     """What became of one transaction of many."""
 
