@@ -3,10 +3,12 @@
 import contextlib
 import json
 import math
+import os
 import random
 import re
 import shutil
 import subprocess
+import sys
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -40,16 +42,21 @@ def trips(rng: random.Random) -> list[dict[str, Any]]:
     return [*plain, GHOST]
 
 
-def configuration(api: str, worker: str) -> dict[str, Any]:
-    """The committed one, with the rules by their full path, these two targets, and a scrape each second."""
+def configuration(**ports: str) -> dict[str, Any]:
+    """The committed one, with the rules by their full path, these targets, and a scrape each second."""
     config: dict[str, Any] = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(DOCKER / "prometheus" / rules) for rules in config["rule_files"]]
     config["scrape_configs"] = [
-        {"job_name": job, "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]}
-        for job, port in (("api", api), ("worker", worker))
+        {"job_name": job, "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]} for job, port in ports.items()
     ]
     return config
+
+
+def recorded() -> list[str]:
+    """What the recording rules record."""
+    rules = yaml.safe_load((DOCKER / "prometheus" / "rules" / "recording.yml").read_text())
+    return [rule["record"] for group in rules["groups"] for rule in group["rules"]]
 
 
 class Server:
@@ -83,24 +90,30 @@ class Server:
 
 @pytest.fixture(scope="module")
 def prometheus(shared_site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Broker, API and worker under a few seconds of traffic, watched by Prometheus."""
+    """Broker, API, worker and schedule under a few seconds of traffic, watched by Prometheus."""
     site, port = shared_site, str(free_port())
     for name in ("broker", "api"):
         site.start(name)
     worker = site.start("worker", FRAUDLIB_METRICS_PORT=port)
-    server = Server(tmp_path_factory.mktemp("prometheus"), configuration(site.env["FRAUDLIB_API_PORT"], port))
+    schedule, clock = str(free_port()), [sys.executable, "-m", "pipelines", "schedule", "--cron", "0 3 * * 1"]
+    env = {**os.environ, **site.env, "FRAUDLIB_SCHEDULE_METRICS_PORT": schedule}
+    job = subprocess.Popen(clock, env=env, stderr=subprocess.DEVNULL, cwd=paths.root(), start_new_session=True)
+    ports = {"api": site.env["FRAUDLIB_API_PORT"], "worker": port, "retrain": schedule}
+    server = Server(tmp_path_factory.mktemp("prometheus"), configuration(**ports))
     try:
         until(lambda: worker.says("partitions assigned") and site.is_ready(), why=f"services, see {worker.log}")
         until(lambda: len(server.values("fraudlib_worker_transactions_total >= 0")) == 1, why="a first scrape")
         rng = random.Random(7)
         until(lambda: _traffic(site, rng) and server.values("count(fraudlib_worker_drift_index)"), why="drift")
-        until(lambda: _traffic(site, rng) and server.values("fraudlib:late_ratio:rate6h"), why="recorded rules")
+        until(lambda: server.values("fraudlib_retrain_next_run_timestamp_seconds > 0"), why="the schedule's metrics")
+        until(lambda: _traffic(site, rng) and all(map(server.values, recorded())), why="recorded rules")
         yield server
     finally:
-        server.process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            server.process.wait(10)
-        server.process.kill()
+        for process in (server.process, job):
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+            process.kill()
 
 
 def _traffic(site: Site, rng: random.Random) -> bool:
