@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 AUDIT := $(VENV)/.audit
 COMPOSE ?= $(if $(shell docker compose version 2>/dev/null),docker compose,docker-compose)
-NOTEBOOKS := $(sort $(wildcard notebooks/0[0-5]_*.ipynb))
+NOTEBOOKS := $(sort $(wildcard notebooks/0[0-6]_*.ipynb))
 PIP := -m pip --disable-pip-version-check install -qq $(PIP_ARGS)
 
 # 05_live joins a stack that runs already; nobody's is at port 9, so that it starts its own.

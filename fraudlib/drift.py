@@ -80,12 +80,27 @@ class Drift:
         self._forget(self._clock())
         return sum(rows for _, rows, _ in self._slots)
 
+    def shares(self) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        """Share of each bin, the missing values last, live and in the reference; empty where there are no rows."""
+        if not (rows := self.rows):
+            return {}
+        live = np.sum([counts for _, _, counts in self._slots], axis=0) / rows
+        return {
+            name: (live[i, self._exists[i]], self._expected[i, self._exists[i]]) for i, name in enumerate(self.names)
+        }
+
     def index(self) -> dict[str, float]:
         """Population stability index of each column; empty while the window has too few rows."""
-        if (rows := self.rows) < MIN_ROWS:
+        if self.rows < MIN_ROWS:
             return {}
-        counts = np.sum([counts for _, _, counts in self._slots], axis=0)
-        live, expected = np.maximum(counts / rows, FLOOR), np.maximum(self._expected, FLOOR)
-        parts = (live - expected) * np.log(live / expected)
-        values = np.where(self._exists, parts, 0.0).sum(axis=1)
-        return dict(zip(self.names, values.tolist(), strict=True))
+        floored = {name: [np.maximum(part, FLOOR) for part in pair] for name, pair in self.shares().items()}
+        return {name: float(((live - old) * np.log(live / old)).sum()) for name, (live, old) in floored.items()}
+
+    def gap(self) -> dict[str, float]:
+        """Largest gap between the two cumulative shares of each column; empty while the window has too few rows.
+
+        Kolmogorov and Smirnov's distance at the reference's bounds, so at most the one of all values.
+        """
+        if self.rows < MIN_ROWS:
+            return {}
+        return {name: float(np.abs(np.cumsum(live - old)).max()) for name, (live, old) in self.shares().items()}

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 CHUNK_ROWS: Final = 65_536
 REASONS: Final = ("reason_1", "reason_2", "reason_3")
+BUNDLE_KEY: Final = b"fraudlib.bundle"  # in the file's metadata: who scored
 SCHEMA: Final = pa.schema(
     [
         pa.field("row", pa.int64(), nullable=False),
@@ -197,9 +198,10 @@ def write(
     rows = flagged = 0
     partial = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
-        with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
+        schema = SCHEMA.with_metadata({BUNDLE_KEY: bundle_id})
+        with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
             for table in tables:
-                writer.write_table(table)
+                writer.write_table(table.replace_schema_metadata(schema.metadata))
                 rows += table.num_rows
                 flagged += pc.sum(table.column("is_flagged")).as_py()
                 progress(table.num_rows)

@@ -125,3 +125,22 @@ def test_memory_does_not_grow_with_the_rows() -> None:
         clock.now = step / 20
         measured.add(x)
     assert len(measured._slots) <= SLOTS + 1
+
+
+def test_the_gap_is_the_largest_between_cumulative_shares() -> None:
+    """A tenth of the trips moved from the first bin to the last: the curves lie a tenth apart."""
+    reference = {"fare": {"edges": [1.0, 2.0], "shares": [0.5, 0.3, 0.2], "missing": 0.0}}
+    drift = Drift(reference, ["fare"], 60.0, clock=lambda: 0.0)
+    drift.add(np.repeat([0.0, 1.5, 3.0], [400, 300, 300])[:, None])
+    assert drift.gap() == pytest.approx({"fare": 0.1})
+    live, then = drift.shares()["fare"]
+    assert live.tolist() == [0.4, 0.3, 0.3, 0.0]
+    assert then.tolist() == [0.5, 0.3, 0.2, 0.0]
+
+
+def test_the_gap_waits_for_enough_rows() -> None:
+    """Like the index, it is silent where chance alone would move it."""
+    drift = Drift({"fare": {"edges": [1.0], "shares": [0.5, 0.5], "missing": 0.0}}, ["fare"], 60.0)
+    assert drift.shares() == {}
+    drift.add(np.zeros((10, 1)))
+    assert drift.gap() == {}

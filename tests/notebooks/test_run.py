@@ -71,3 +71,15 @@ def test_a_candidate_below_the_gate_is_not_sealed(finished: Path, tmp_path: Path
         run("04_evaluate", tmp_path, run_dir=str(copy), artifacts_dir=str(tmp_path / "a"), min_average_precision=0.999)
     assert json.loads((copy / "gate.json").read_text())["passed"] is False
     assert not list((tmp_path / "a").glob("*/manifest.json"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_was_sealed_is_monitored(finished: Path, tmp_path: Path) -> None:
+    """06 scores the months once, with the bundle that is live, and says whether a retraining is due."""
+    artifacts = tmp_path / "artifacts"
+    shutil.copytree(finished / "artifacts", artifacts)
+    (artifacts / "current").write_text(json.loads((finished / "gate.json").read_text())["bundle_id"])
+    run("06_monitor", tmp_path, artifacts_dir=str(artifacts), scores_dir=str(tmp_path / "scores"), max_age_days=1)
+    text = (tmp_path / "06_monitor.ipynb").read_text()
+    assert "retrain, because of: " in text
+    assert [path.name for path in (tmp_path / "scores").iterdir()] == ["green_tripdata_2023-05.parquet"]

@@ -1,0 +1,150 @@
+"""Monitoring: what was counted, what speaks for a retraining, and where scored trips come from."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from fraudlib import bundle, features, manifest, monitor, paths, scored, trips
+from fraudlib.bundle import Bundle
+from fraudlib.drift import Drift
+from fraudlib.errors import DataError, ParameterError
+from fraudlib.monitor import KEEP, RETRAIN, Part
+from fraudlib.settings import Settings
+
+SAMPLE = paths.root() / "data/sample/green_tripdata_2023-05.parquet"
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    """Folder of the default bundle."""
+    found = manifest.current_bundle(paths.root() / "artifacts")
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def live(folder: Path) -> Bundle:
+    """The default bundle, whose training data is made older or newer as a test needs."""
+    return bundle.load(folder)
+
+
+@pytest.fixture(scope="module")
+def part(live: Bundle) -> Part:
+    """4,000 trips of the sample, scored, with ids."""
+    columns = trips.to_columns(trips.read(SAMPLE).slice(0, 4000))
+    scores = live.scorer.score(columns)
+    reasons = [f"{told[0]['field']} 1.00" for told in scores.reasons.values()]
+    ids = [f"trip-{row}" for row in range(4000)]
+    when = columns["pickup_datetime"]
+    return Part(columns, scores.anomaly_score, scores.is_flagged, when, reasons, ids)
+
+
+def outcome(found: monitor.Watch, name: str, verdicts: dict[str, str] | None = None, **limits: Any) -> str:
+    checks = monitor.checks(found, verdicts or {}, **({"min_precision": 0.1, "max_age_days": 120} | limits))
+    (check,) = [check for check in checks if check.name == name]
+    return check.outcome
+
+
+def test_slices_add_up_and_the_index_is_the_workers(live: Bundle, part: Part) -> None:
+    """Every trip with a time lies in one slice, and the index is the one that the worker's metric shows."""
+    found = monitor.watch(live, [part], "day")
+    assert sum(each.rows for each in found.slices.values()) == found.whole.rows == 4000
+    assert sum(each.flagged for each in found.slices.values()) == found.whole.flagged == part.is_flagged.sum() > 0
+    assert found.volume().index.astype(str).tolist() == ["2023-05-01", "2023-05-02", "2023-05-03"]
+    worker = Drift(live.reference, features.FEATURE_NAMES, 1800.0)
+    worker.add(features.build(part.columns, live.scorer.statistics))
+    mine = found.moved()["stability index"].drop(monitor.SCORE)
+    assert mine.to_dict() == pytest.approx(worker.index(), abs=1e-9)
+
+
+def test_parts_may_come_in_any_cut(live: Bundle, part: Part) -> None:
+    """Counts do not depend on how the trips are cut into parts."""
+    halves = [
+        Part(
+            {n: c[cut] for n, c in part.columns.items()},
+            part.anomaly_score[cut],
+            part.is_flagged[cut],
+            part.when[cut],
+            [],
+        )
+        for cut in (slice(0, 1500), slice(1500, None))
+    ]
+    whole, cut = monitor.watch(live, [part], "day"), monitor.watch(live, halves, "day")
+    assert cut.moved().equals(whole.moved())
+    assert cut.volume().equals(whole.volume())
+
+
+def test_other_fares_speak_for_a_retraining(live: Bundle, part: Part) -> None:
+    """Trips like those of training ask for nothing; a fare that grew by half does, and so do its scores and alerts."""
+    fares = {name: part.columns[name] * 1.5 for name in ("fare_amount", "total_amount")}
+    columns = {**part.columns, **fares}
+    scores = live.scorer.score(columns)
+    risen = dataclasses.replace(part, columns=columns, anomaly_score=scores.anomaly_score, is_flagged=scores.is_flagged)
+    before, after = (monitor.watch(live, [each], "day") for each in (part, risen))
+    for name in ("features", "scores", "alerts"):
+        assert (outcome(before, name), outcome(after, name)) == (KEEP, RETRAIN), name
+
+
+@pytest.mark.parametrize(("judged", "fraud", "expected"), [(29, 0, KEEP), (40, 0, RETRAIN), (40, 20, KEEP)])
+def test_verdicts_count_once_there_are_enough(live: Bundle, part: Part, judged: int, fraud: int, expected: str) -> None:
+    """Alerts that turn out honest speak for a retraining; a handful of verdicts, or verdicts on others, do not."""
+    found = monitor.watch(live, [part], "day")
+    alerts = sorted(found.alerts)[:judged]
+    verdicts = {name: "fraud" if i < fraud else "honest" for i, name in enumerate(alerts)}
+    others = {f"other-{i}": "honest" for i in range(100)}
+    assert len(alerts) == judged
+    assert outcome(found, "judged alerts", verdicts | others, min_precision=0.2) == expected
+
+
+@pytest.mark.parametrize(
+    ("day", "age", "tariff"), [("2023-05-02", KEEP, KEEP), ("2024-05-02", RETRAIN, KEEP), ("2022-05-02", KEEP, RETRAIN)]
+)
+def test_time_speaks_for_a_retraining(live: Bundle, part: Part, day: str, age: str, tariff: str) -> None:
+    """So do trips long after the training months, and another tariff than theirs (2022-12-19)."""
+    found = monitor.watch(live, [dataclasses.replace(part, when=np.full(4000, np.datetime64(day, "us")))], "day")
+    assert (outcome(found, "age"), outcome(found, "tariff")) == (age, tariff)
+
+
+def test_the_command_takes_the_newest_months() -> None:
+    """The last month tests, the one before validates, up to three before those train; of too few, the sample."""
+    months = [f"2023-0{n}" for n in range(1, 8)]
+    command = monitor.retraining(Path("data/raw"), "green", months)
+    for given in ("train_months=2023-03:2023-05", "valid_month=2023-06", "test_month=2023-07", "data_dir=data/raw"):
+        assert f"-p {given}" in command
+    assert "train_months=2023-01 " in monitor.retraining(Path("x"), "green", months[:3])
+    assert monitor.retraining(Path("x"), "green", months[:2]) == "python -m pipelines retrain"
+
+
+def test_what_cannot_be_watched_is_said(live: Bundle, part: Part) -> None:
+    """An unknown unit, no trips at all, and too few to tell drift from chance."""
+    with pytest.raises(ParameterError, match="day, hour, minute"):
+        monitor.watch(live, [part], "week")
+    with pytest.raises(DataError, match="found none"):
+        monitor.watch(live, [], "day")
+    few = Part(
+        {n: c[:9] for n, c in part.columns.items()}, part.anomaly_score[:9], part.is_flagged[:9], part.when[:9], []
+    )
+    with pytest.raises(DataError, match="found 9"):
+        monitor.watch(live, [few], "day").moved()
+
+
+def test_months_are_scored_once_for_each_bundle(tmp_path: Path, folder: Path) -> None:
+    """Scores of this bundle are kept, those of another made again; parts are what was read and scored."""
+    month = tmp_path / SAMPLE.name
+    pq.write_table(pq.read_table(SAMPLE).slice(0, 800), month)
+    (scores,) = scored.score_months([month], tmp_path / "scores", folder, Settings(), "local")
+    first = scores.stat().st_mtime_ns
+    assert scored.score_months([month], tmp_path / "scores", folder, Settings(), "local")[0].stat().st_mtime_ns == first
+    (part,) = scored.of_files([month], [scores])
+    assert part.anomaly_score.tolist() == pq.read_table(scores)["anomaly_score"].to_pylist()
+    assert len(part.reasons) == part.is_flagged.sum()
+    pq.write_table(pq.read_table(scores).replace_schema_metadata({"fraudlib.bundle": "another"}), scores)
+    (again,) = scored.score_months([month], tmp_path / "scores", folder, Settings(), "local")
+    assert pq.read_schema(again).metadata[b"fraudlib.bundle"].decode() == folder.name
+    pq.write_table(pq.read_table(SAMPLE).slice(0, 700), month)
+    with pytest.raises(DataError, match="700 trips, found 800"):
+        list(scored.of_files([month], [again]))
