@@ -80,3 +80,9 @@ def test_what_is_recorded_is_used() -> None:
     used = " ".join(rule["expr"] for rule in rules("alert"))
     used += " ".join(path.read_text() for path in (ROOT / "docker" / "grafana" / "dashboards").glob("*.json"))
     assert [rule["record"] for rule in rules("record") if rule["record"] not in used] == []
+
+
+def test_the_page_of_metrics_lists_what_is_recorded() -> None:
+    """Every recording rule, and none that is not there."""
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    assert set(re.findall(r"`(fraudlib:[\w:]+)`", page)) == {rule["record"] for rule in rules("record")}
