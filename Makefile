@@ -37,7 +37,7 @@ COMPILE = $(UV) pip compile -q --no-annotate --custom-compile-command "make lock
 
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: help demo test check lab retrain notebooks bench chaos soak lock hashes fuzz audit sbom up down compose-test clean
+.PHONY: help demo test check lab retrain notebooks bench chaos interrupt soak lock hashes fuzz audit sbom up down compose-test clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -86,6 +86,9 @@ bench: $(READY)  ## measure on this machine: throughput, latency, API, dead lett
 
 chaos: $(READY)  ## kill, pause and starve the services under load, and check that nothing is lost or doubled
 	@exec $(BIN)/python -m bench.chaos --out docs/bench.json $(ARGS)
+
+interrupt: $(READY)  ## kill a retraining 20 times and its writer 40 times, and check that no half bundle is left
+	RETRAIN_KILLS=20 $(BIN)/python -m pytest tests/test_interruptions.py
 
 soak: $(READY)  ## half an hour of steady load with restarts and reloads; ARGS="--minutes 5"; writes docs/soak.json
 	@exec $(BIN)/python -m bench.soak --out docs/soak.json $(ARGS)

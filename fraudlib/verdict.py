@@ -108,7 +108,7 @@ def _beside(metrics: Mapping[str, Any], live: Mapping[str, Any]) -> Iterator[Che
         return
     may_replace = not metrics["simulated"] or live["simulated"]
     trips = "simulated trips" if metrics["simulated"] else "real trips"
-    yield _check("trained on", "real trips, since the live bundle is", trips, may_replace, SHADOW)
+    yield _check("trained on", "real trips, as the live bundle was", trips, may_replace, SHADOW)
     for key, name in (("average_precision", "average precision"), ("recall_at_budget", "recall at the budget")):
         lead = live["difference"][key]
         value, low, high = lead["value"], lead["low"], lead["high"]

@@ -101,9 +101,11 @@ def _read(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _interval(part: Any) -> str:
+def _interval(part: Any, label: str = "") -> str:
     if not isinstance(part, Mapping) or part.get("value") is None:
         return "unknown"
+    if label.startswith("false positives"):  # a rate this small needs its percent
+        return f"{part['value']:.2%} [{part['low']:.2%}, {part['high']:.2%}]"
     return f"{part['value']:.3f} [{part['low']:.3f}, {part['high']:.3f}]"
 
 
@@ -113,14 +115,14 @@ def _figures(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         for key in keys:
             part = part.get(key) if isinstance(part, Mapping) else None
         if part is not None:
-            yield label, _interval(part)
+            yield label, _interval(part, label)
 
 
 def _beside(live: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     if "difference" in live:
         for key, label in _BESIDE.items():
             parts = [live[name].get(key) for name in ("champion", "challenger", "difference")]
-            yield label, ["" if part is None else _interval(part) for part in parts]
+            yield label, ["" if part is None else _interval(part, label) for part in parts]
 
 
 def _rivals(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:

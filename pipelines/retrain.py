@@ -128,7 +128,7 @@ class _Run:
         log.info("run %s in %s", outcome.run_id, self.run.folder)
         try:
             registry.sweep(self.artifacts)
-            for name in self._left(status):
+            for name in left(self.run.folder, self.notebooks, status):
                 self._stage(name, status)
             decide(self.run, self.artifacts, outcome)
         except (StageError, GateError, BundleError, ServiceError, OSError) as err:
@@ -153,16 +153,6 @@ class _Run:
             # What is live is decided by now; a page that cannot be drawn changes nothing of it.
             log.exception("%s: the report could not be written", self.run.folder)
 
-    def _left(self, status: Status) -> list[str]:
-        """Stages from the first one that is not done with the notebook as it is now."""
-        for i, name in enumerate(STAGES):
-            source = manifest.sha256(self._source(name))
-            if not is_done(self.run.folder / f"{name}.ipynb") or status.source(name) != source:
-                if i:
-                    log.info("%s and before are done", STAGES[i - 1])
-                return list(STAGES[i:])
-        return []
-
     def _source(self, name: str) -> Path:
         return self.notebooks / f"{name}.ipynb"
 
@@ -184,6 +174,15 @@ class _Run:
         seconds = round(time.perf_counter() - start, 2)
         status.stage(name, "done", seconds=seconds)
         log.info("%s done in %.1f s", name, seconds)
+
+
+def left(folder: Path, notebooks: Path, status: Status) -> list[str]:
+    """Stages of a run from the first one that is not done with the notebook as it is now."""
+    for i, name in enumerate(STAGES):
+        source = manifest.sha256(notebooks / f"{name}.ipynb")
+        if not is_done(folder / f"{name}.ipynb") or status.source(name) != source:
+            return list(STAGES[i:])
+    return []
 
 
 def decide(run: RunPaths, artifacts: Path, outcome: Outcome) -> None:

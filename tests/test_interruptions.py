@@ -1,6 +1,6 @@
 """However a retraining ends, there is no half bundle, no other live one, and the next run is clean.
 
-RETRAIN_KILLS sets how often each is killed (`make chaos-retrain`: 20).
+RETRAIN_KILLS sets how often a retraining is killed, and half as often as its writer (`make interrupt`: 20).
 """
 
 import json

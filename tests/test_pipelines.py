@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,11 +17,12 @@ import pytest
 from click.testing import CliRunner
 from conftest import BUNDLE, STAGES, Seal, write_notebook
 
-from fraudlib import manifest, paths
-from fraudlib.errors import BundleError, DataError, ParameterError
+from fraudlib import manifest, paths, signature
+from fraudlib.errors import BundleError, DataError, GateError, ParameterError
 from pipelines import parameters, registry, retrain
 from pipelines.__main__ import main, run
 from pipelines.notebook import is_complete
+from pipelines.status import Status
 
 
 @pytest.fixture
@@ -84,6 +86,11 @@ def test_a_passed_run_is_promoted_and_kept(
     assert result.stdout.count("\n") == 1
     assert manifest.current_bundle_name(artifacts) == BUNDLE
     assert manifest.read_history(artifacts)[-1]["run_id"] == folder.name
+    report = (folder / "report.html").read_text()
+    assert "The new model is live" in report
+    for name in STAGES:
+        assert f'href="reports/{name}.html"' in report
+        assert "time.sleep(pause)" not in (folder / "reports" / f"{name}.html").read_text()
 
     given = json.loads((folder / "parameters.json").read_text())
     assert given | {"seed": 12, "service": "yellow", "shuffle": True, "rate": 0.5} == given
@@ -128,6 +135,122 @@ def test_a_failing_cell_ends_the_run_with_its_error(
     stages = json.loads((folder / "status.json").read_text())["stages"]
     assert [stages[name]["state"] for name in STAGES] == ["done", "failed", "pending", "pending"]
     assert manifest.current_bundle_name(artifacts) == "20250101T000000Z-0000"
+
+
+def test_a_run_goes_on_from_the_stage_that_failed(
+    call: Callable[..., list[str]], artifacts: Path, notebooks: Path, tmp_path: Path
+) -> None:
+    """With its parameters; what was done is not done again; then there is nothing left to resume."""
+    CliRunner().invoke(main, call("-p", "break_it=true", "-p", "seed=3"))
+    folder = only_run(tmp_path)
+    before = (folder / "01_prepare.ipynb").read_bytes()
+    (folder / "mended").touch()
+    result = CliRunner().invoke(main, call("--resume", folder.name))
+    outcome = json.loads(result.stdout)
+    assert (result.exit_code, outcome["run_id"], outcome["promoted"]) == (0, folder.name, True)
+    assert (folder / "01_prepare.ipynb").read_bytes() == before
+    assert not (folder / "02_train.failed.ipynb").exists()
+    assert json.loads((folder / "data.json").read_text())[0] == 3
+    stages = json.loads((folder / "status.json").read_text())["stages"]
+    assert [(stages[name]["state"], "error" in stages[name]) for name in STAGES] == [("done", False)] * 4
+    again = CliRunner().invoke(main, call("--resume", folder.name))
+    assert "found one that is done" in str(again.exception)
+    assert len(manifest.read_history(artifacts)) == 2
+
+
+def test_a_changed_notebook_is_run_again(notebooks: Path, artifacts: Path, tmp_path: Path) -> None:
+    """What was done with another notebook does not count as done: its stage and all later ones are left."""
+    mine = shutil.copytree(notebooks, tmp_path / "notebooks")
+    folder = paths.RunPaths.at(tmp_path / "runs" / "x").folder
+    status = Status.new(folder, STAGES)
+    code = cell()
+    done = {"metadata": {"papermill": {"end_time": "2026-01-01T00:00:00"}}, "cells": [code]}
+    for name in STAGES:
+        (folder / f"{name}.ipynb").write_text(json.dumps(done))
+        status.stage(name, "running", source=manifest.sha256(mine / f"{name}.ipynb"))
+    left = retrain.left(folder, mine, status)
+    assert left == []
+    write_notebook(mine / "03_tune.ipynb", "seed: int = 8", "")
+    assert retrain.left(folder, mine, status) == ["03_tune", "04_evaluate"]
+    (folder / "02_train.ipynb").write_text(json.dumps(done | {"metadata": {}}))
+    assert retrain.left(folder, mine, status) == ["02_train", "03_tune", "04_evaluate"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--resume", "nope"], "found no 'nope'"),
+        (["--resume", "../runs"], "found no '../runs'"),
+        (["--resume", "x", "-p", "seed=3"], "a resumed run keeps its parameters"),
+    ],
+)
+def test_what_cannot_be_resumed_is_refused(
+    call: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    """Exit code 2 and a sentence; nothing ran."""
+    assert exit_code(monkeypatch, call(*arguments)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_stage_that_takes_too_long_is_stopped(
+    call: Callable[..., list[str]], artifacts: Path, tmp_path: Path
+) -> None:
+    """The run fails with the stage and its limit; no process is left, and the live bundle stays."""
+    result = CliRunner().invoke(main, call("-p", "pause=600", "--stage-timeout", "2"))
+    assert result.exit_code == 1
+    assert "01_prepare failed: it took longer than 2 s and was stopped" in json.loads(result.stdout)["reason"]
+    assert psutil.wait_procs(psutil.Process().children(recursive=True), 20)[1] == []
+    assert manifest.current_bundle_name(artifacts) == "20250101T000000Z-0000"
+
+
+def decided(tmp_path: Path, decision: str, bundle_id: str | None) -> paths.RunPaths:
+    """A run whose 04 decided."""
+    run_paths = paths.RunPaths.at(tmp_path / "runs" / "x")
+    run_paths.metrics.write_text("{}")
+    run_paths.gate.write_text(json.dumps({"decision": decision, "reason": "why", "bundle_id": bundle_id}))
+    return run_paths
+
+
+def test_what_the_gate_shadows_is_scored_beside_the_live_one(artifacts: Path, tmp_path: Path) -> None:
+    """The live bundle stays, the shadow pointer names the new one, and the history has the reason."""
+    outcome = retrain.Outcome("x")
+    retrain.decide(decided(tmp_path, "shadow", BUNDLE), artifacts, outcome)
+    assert (outcome.decision, outcome.promoted) == ("shadow", False)
+    assert manifest.pointed_name(artifacts, "shadow") == BUNDLE
+    assert manifest.current_bundle_name(artifacts) == "20250101T000000Z-0000"
+    assert (
+        manifest.read_history(artifacts)[-1] | {"event": "shadow", "reason": "why", "run_id": "x"}
+        == (manifest.read_history(artifacts)[-1])
+    )
+
+
+def test_what_the_gate_rejects_is_in_the_history(artifacts: Path, tmp_path: Path) -> None:
+    """Nobody has to look for a run's folder to learn that a candidate was refused, and why."""
+    retrain.decide(decided(tmp_path, "reject", None), artifacts, retrain.Outcome("x"))
+    line = manifest.read_history(artifacts)[-1]
+    assert (line["event"], line["bundle_id"], line["reason"]) == ("reject", None, "why")
+
+
+def test_a_gate_that_decided_nothing_is_an_error(artifacts: Path, tmp_path: Path) -> None:
+    """A decision that is none of the three is not taken for a yes."""
+    with pytest.raises(GateError, match="promote, shadow or reject, found 'maybe'"):
+        retrain.decide(decided(tmp_path, "maybe", BUNDLE), artifacts, retrain.Outcome("x"))
+
+
+def test_with_a_key_the_line_signs_what_it_promotes(
+    artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Signed before it is promoted, so that a worker with the public key takes it."""
+    public = signature.generate(tmp_path / "key")
+    monkeypatch.setenv("FRAUDLIB_SIGNING_KEY_FILE", str(tmp_path / "key"))
+    monkeypatch.setenv("FRAUDLIB_VERIFY_KEY_FILE", str(public))
+    retrain.decide(decided(tmp_path, "promote", BUNDLE), artifacts, retrain.Outcome("x"))
+    signature.check(artifacts / BUNDLE, public)
+    assert manifest.current_bundle_name(artifacts) == BUNDLE
 
 
 def test_a_bundle_that_does_not_verify_is_not_promoted(
@@ -187,7 +310,7 @@ def sleeping(
     """A retrain inside a cell that sleeps, with every process below it."""
     process = subprocess.Popen([sys.executable, "-m", "pipelines", *call("-p", "pause=60")], stderr=subprocess.PIPE)
     try:
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         while not any("sleep" in text for text in running_cells(tmp_path)):
             assert time.monotonic() < until, "the notebook did not start"
             time.sleep(0.1)

@@ -107,10 +107,11 @@ def tuned(model: torch.nn.Module, fitted: statistics.Statistics, valid: Columns)
 
 
 def test_the_model_that_is_live_is_as_good_as_itself(room: Room, judge: Judge) -> None:
-    """The difference to itself is exactly zero, and the gate lets it through: it can say yes."""
+    """Sealed and loaded it differs from itself by rounding alone, and the gate lets it through: it can say yes."""
     decision = judge(room.scorer)
     assert decision.decision == "promote", decision.reason
-    assert "+0.000 [+0.000, +0.000]" in decision.reason
+    beside = [check for check in decision.checks if check.name.startswith("average precision beside")]
+    assert [abs(float(check.found.split()[0])) <= 0.001 for check in beside] == [True]
 
 
 def test_a_model_of_zeros_is_refused(room: Room, judge: Judge) -> None:
@@ -142,9 +143,11 @@ def test_a_model_taught_with_shuffled_labels_is_refused(
     assert "beside" in decision.reason
 
 
-def test_a_model_of_the_wrong_service_is_refused(judge: Judge) -> None:
+def test_a_model_of_the_wrong_service_is_refused(judge: Judge, tmp_path: Path) -> None:
     """Trained on yellow trips that somebody put into the green folder, it does not find green frauds within budget."""
-    yellow = trips.to_columns(simulate.simulate_month("2023-05", "yellow", 14_000, 3))
+    path = tmp_path / "yellow_tripdata_2023-05.parquet"
+    simulate.write(simulate.simulate_month("2023-05", "yellow", 14_000, 3), path)
+    yellow = trips.to_columns(trips.read(path))
     train, valid = features.take(yellow, slice(0, 9000)), features.take(yellow, slice(9000, 14_000))
     fitted = statistics.fit(train)
     model, _ = training.fit(train, valid, fitted, ModelConfig(), SMALL, progress=False)
