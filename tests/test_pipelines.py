@@ -342,7 +342,7 @@ def test_a_killed_run_leaves_no_process_and_publishes_nothing(
     process, below = sleeping
     assert len(below) >= 2
     process.send_signal(number)
-    code = process.wait(20)
+    code = process.wait(60)
     _, alive = psutil.wait_procs(below, 20)
     assert alive == []
     assert manifest.current_bundle_name(artifacts) == "20250101T000000Z-0000"
