@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,9 +50,14 @@ def run(*command: str, **environment: str) -> dict[str, float]:
     }
 
 
-def score(folder: Path, work: Path) -> dict[str, float]:
+def score(folder: Path, work: Path, *options: str) -> dict[str, float]:
     """`fraudlib score` of the folder."""
-    return run(sys.executable, "-m", "fraudlib.cli", "score", str(folder), str(work / "scores.parquet"))
+    return run(sys.executable, "-m", "fraudlib.cli", "score", str(folder), str(work / "scores.parquet"), *options)
+
+
+def dask(folder: Path, work: Path) -> dict[str, float]:
+    """The same on a Dask cluster with a worker for each core of this machine."""
+    return score(folder, work, "--engine", "dask")
 
 
 def prepare(folder: Path, work: Path) -> dict[str, float]:
@@ -64,10 +70,13 @@ def prepare(folder: Path, work: Path) -> dict[str, float]:
     return run(*command, TQDM_DISABLE="1", JUPYTER_PREFER_ENV_PATH="1")
 
 
+PARTS: Final[dict[str, Callable[[Path, Path], dict[str, float]]]] = {"score": score, "prepare": prepare, "dask": dask}
+
+
 def main() -> int:
     """Parse the command line, measure, write and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=["score", "prepare", []], help="what to measure; both by default")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="what to measure; all by default")
     parser.add_argument("--rows", type=int, default=12_000_000, help="rows in all")
     parser.add_argument("--out", type=Path, default=paths.root() / "docs/scale.json", help="file of the results")
     options = parser.parse_args()
@@ -76,7 +85,7 @@ def main() -> int:
         folder = Path(name, "months")
         folder.mkdir()
         rows = write_months(folder, options.rows)
-        for part, measure in (("score", score), ("prepare", prepare)):
+        for part, measure in PARTS.items():
             if options.parts and part not in options.parts:
                 continue
             found[part] = {"rows": rows, **measure(folder, Path(name)), "machine": describe()}

@@ -1,17 +1,24 @@
 """Monitoring: what was counted, what speaks for a retraining, and where scored trips come from."""
 
+import asyncio
 import dataclasses
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pyarrow.parquet as pq
 import pytest
 
-from fraudlib import bundle, features, manifest, monitor, paths, scored, trips
+from fraudlib import bundle, features, manifest, monitor, paths, scored, topics, trips
 from fraudlib.bundle import Bundle
 from fraudlib.drift import Drift
-from fraudlib.errors import DataError, ParameterError
+from fraudlib.errors import DataError, ParameterError, ServiceError
+from fraudlib.kafka import Publisher, Row
 from fraudlib.monitor import KEEP, RETRAIN, Part
 from fraudlib.settings import Settings
 
@@ -148,3 +155,55 @@ def test_months_are_scored_once_for_each_bundle(tmp_path: Path, folder: Path) ->
     pq.write_table(pq.read_table(SAMPLE).slice(0, 700), month)
     with pytest.raises(DataError, match="700 trips, found 800"):
         list(scored.of_files([month], [again]))
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[Settings]:
+    """Settings of a running embedded broker."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        host, port = probe.getsockname()
+    process = subprocess.Popen([sys.executable, "-m", "fraudlib.broker_server", host, str(port), "64"])
+    yield Settings(kafka_bootstrap_servers=f"{host}:{port}")
+    process.terminate()
+    assert process.wait(10) == 0
+
+
+async def publish(settings: Settings, messages: dict[str, list[dict[str, Any]]]) -> None:
+    """Send messages to partition 0 of each topic, in order."""
+    publisher = Publisher(settings)
+    await publisher.start()
+    try:
+        for topic, values in messages.items():
+            rows: list[Row] = [(value["transaction_id"].encode(), orjson.dumps(value), None) for value in values]
+            await publisher.send_rows(topic, 0, rows)
+    finally:
+        await publisher.stop()
+
+
+def test_a_live_stack_is_read_from_its_topics(broker: Settings) -> None:
+    """Transactions are joined with the scores of this bundle, each once; the latest verdict of an analyst counts."""
+    topics.prepare(broker, 20.0)
+    trip = {"trip_distance": 2.5, "duration_minutes": 15.0}
+    sent = [{**trip, "transaction_id": f"t{i}", "fare_amount": 10.0 + i} for i in range(4)]
+    reason = {"field": "fare_amount", "observed": 12.0, "expected": 9.0, "surprise": 3.0}
+    given = {"anomaly_score": 2.5, "threshold": 2.2, "is_flagged": True, "reasons": [reason], "src_partition": 0}
+    given["scored_at"] = "2026-01-01T10:00:00.000Z"
+    ours = [{**given, "transaction_id": f"t{i}", "src_offset": i, "bundle_id": "ours"} for i in (0, 2, 2)]
+    theirs = {**given, "transaction_id": "t3", "src_offset": 3, "bundle_id": "theirs"}
+    said = [
+        {"transaction_id": "t2", "verdict": verdict, "labeled_at": f"2026-01-0{day}T00:00:00.000Z"}
+        for day, verdict in ((2, "honest"), (1, "fraud"))
+    ]
+    asyncio.run(publish(broker, {"transactions": sent, "scores": [*ours, theirs], "labels": said}))
+    (part,) = scored.of_topics(broker, "ours")
+    assert (list(part.ids), part.columns["fare_amount"].tolist()) == (["t0", "t2"], [10.0, 12.0])
+    assert part.when.astype(str).tolist() == ["2026-01-01T10:00:00.000000"] * 2
+    assert list(part.reasons) == ["fare_amount 12.00, expected 9.00"] * 2
+    assert scored.verdicts(broker) == {"t2": "honest"}
+
+
+def test_a_stack_that_is_away_is_said() -> None:
+    """Nobody at the address: one sentence with the address."""
+    with pytest.raises(ServiceError, match=r"127\.0\.0\.1:9"):
+        scored.verdicts(Settings(kafka_bootstrap_servers="127.0.0.1:9"))
