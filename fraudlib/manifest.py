@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,8 +16,12 @@ from fraudlib.paths import CURRENT, HISTORY, MANIFEST, SHADOW, SIGNATURE
 
 FORMAT_VERSION: Final = 2
 MAX_FILE_BYTES: Final = 200 * 1024 * 1024
+BUNDLE_ID_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 # Events of the history; the first two change what is live.
 PROMOTED, ROLLED_BACK, SHADOWED, REJECTED = "promote", "rollback", "shadow", "reject"
+
+
+_is_bundle_id = re.compile(BUNDLE_ID_PATTERN, re.ASCII).fullmatch
 
 
 class FileEntry(BaseModel):
@@ -47,7 +52,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     format_version: int
-    bundle_id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+    bundle_id: str = Field(pattern=rf"^{BUNDLE_ID_PATTERN}$")
     run_id: str
     created_at: str
     git_commit: str
@@ -109,6 +114,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def parse_manifest(path: Path) -> Manifest:
     """Manifest in a file, such as one that was kept of a removed bundle; raises as `read_manifest` does."""
+    require_plain(path)
     try:
         raw = path.read_bytes()
     except OSError as err:
@@ -117,7 +123,7 @@ def parse_manifest(path: Path) -> Manifest:
         ) from err
     try:
         version = json.loads(raw).get("format_version")
-    except (ValueError, AttributeError) as err:
+    except (ValueError, AttributeError, RecursionError) as err:
         raise BundleError(f"{path}: expected a JSON object ({err})") from err
     if version != FORMAT_VERSION:
         raise BundleError(f"{path}: expected format_version {FORMAT_VERSION}, found {version!r}; retrain it")
@@ -129,6 +135,14 @@ def parse_manifest(path: Path) -> Manifest:
         raise BundleError(f"{path}: {where}: {first['msg']}") from err
 
 
+def require_plain(path: Path) -> None:
+    """Refuse what is no plain file of a bearable size before it is opened: a pipe would be waited for."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise BundleError(f"{path}: expected a plain file, found something else; the folder was tampered with")
+    if path.exists() and (size := path.stat().st_size) > MAX_FILE_BYTES:
+        raise BundleError(f"{path}: expected at most {MAX_FILE_BYTES} bytes, found {size}; the file was replaced")
+
+
 def verify_files(folder: Path) -> Manifest:
     """Check every file of a bundle against its manifest, before anything else is parsed.
 
@@ -137,7 +151,10 @@ def verify_files(folder: Path) -> Manifest:
     BundleError
         If a file is missing, altered, not listed, no plain file, or named outside the folder.
     """
+    if folder.is_symlink():
+        raise BundleError(f"{folder}: expected a folder, found a link; move the bundle itself there")
     manifest = read_manifest(folder)
+    require_plain(folder / SIGNATURE)
     if manifest.bundle_id != folder.name and not folder.name.startswith("."):
         raise BundleError(f"{folder}: the manifest is of {manifest.bundle_id}; folder renamed or mixed up")
     for name, entry in manifest.files.items():
@@ -170,10 +187,10 @@ def pointed_bundle(artifacts: Path, pointer: str) -> Path | None:
         If the pointer names a folder that is not there, or something that is no folder name.
     """
     try:
-        name = (artifacts / pointer).read_text("utf-8").strip()
+        name = (artifacts / pointer).read_text("utf-8", "replace").strip()
     except FileNotFoundError:
         return None
-    if not name or "/" in name or name.startswith("."):
+    if not _is_bundle_id(name):
         raise BundleError(f"{artifacts / pointer}: expected the name of a bundle folder, found {name!r}")
     if not (artifacts / name).is_dir():
         raise BundleError(f"{artifacts / pointer} names {name}, which is not there; promote another bundle")

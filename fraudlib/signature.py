@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from fraudlib.errors import BundleError, ServiceError
-from fraudlib.manifest import verify_files, write_atomic
+from fraudlib.manifest import require_plain, verify_files, write_atomic
 from fraudlib.paths import MANIFEST, SIGNATURE
 
 
@@ -72,6 +72,8 @@ def check(folder: Path, key_file: Path | None) -> None:
         return
     key = _key(key_file, "public")
     assert isinstance(key, Ed25519PublicKey)
+    for name in (SIGNATURE, MANIFEST):
+        require_plain(folder / name)
     try:
         signature = base64.b64decode((folder / SIGNATURE).read_bytes().strip(), validate=True)
         key.verify(signature, (folder / MANIFEST).read_bytes())
