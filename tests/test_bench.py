@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import page, results
-from fraudlib import bench, manifest, paths
+from bench import memory, page, results
+from fraudlib import bench, manifest, paths, trips
 from fraudlib.errors import BundleError
 from fraudlib.scoring import Scorer
 
@@ -69,3 +69,20 @@ def test_the_page_quotes_the_results_and_nothing_else() -> None:
     written = results.RESULTS.with_name("benchmarks.md").read_text()
     assert written == page.render(json.loads(results.RESULTS.read_text()))
     assert "quick run" not in written
+
+
+def test_months_to_measure_memory_with(tmp_path: Path) -> None:
+    """Twelve months of at least so many rows in all, which read as trips and say that they are simulated."""
+    rows = memory.write_months(tmp_path, 600_000)
+    months = trips.months(tmp_path, "green")
+    assert len(months) == 12
+    assert sum(map(trips.count, months.values())) == rows >= 600_000
+    assert trips.is_simulated(months["2022-12"])
+
+
+def test_memory_of_a_command_is_its_peak() -> None:
+    """What a command held and gave back counts; one that fails is no measurement."""
+    held = memory.run(sys.executable, "-c", "x = b'x' * 700_000_000; del x")
+    assert held["peak_mb"] >= 700
+    with pytest.raises(SystemExit, match="exit code 3"):
+        memory.run(sys.executable, "-c", "raise SystemExit(3)")
