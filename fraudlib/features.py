@@ -354,7 +354,7 @@ def _travel(
         "speed_pair_ratio": speed - (pair["distance_log"] - usual),
         "duration_under_a_minute": _Flag(duration < 1, duration),
         # Times without seconds tell of another submission path; a duration that somebody rounded tells nothing.
-        "duration_whole_minutes": _Flag((duration == np.round(duration)) & stamped, duration),
+        "duration_whole_minutes": _Flag((duration == np.rint(duration)) & stamped, duration),
         "duration_over_a_shift": _Flag(shift, duration),
     }
 
@@ -380,8 +380,8 @@ def _meter(distance: Array, duration: Array, fare: Array, pair: Mapping[str, Arr
         "fare_envelope_position": _between((fare_miles - low) / (minute * np.maximum(minutes, 1.0)), -2.0, 4.0),
         "fare_per_low_log": _Log(fare_miles, low_log),
         "fare_double_meter": _between((fare_miles - 2 * low) / (minute * minutes + 1.0), -4.0, 4.0),
-        "fare_on_unit_grid": _Flag(np.abs(steps - np.round(steps)) < 0.02, fare),
-        "fare_whole_dollar": _Flag(np.round(fare) == fare, fare),
+        "fare_on_unit_grid": _Flag(np.abs(steps - np.rint(steps)) < 0.02, fare),
+        "fare_whole_dollar": _Flag(np.rint(fare) == fare, fare),
         "fare_is_minimum": _Flag(np.abs(fare - base) < 0.005, fare),
         "fare_is_flat": _Flag(np.abs(fare - when.rates["jfk_flat"]) < 0.005, fare),
         "fare_pair_ratio": _Log(
@@ -437,7 +437,7 @@ def _charges(
         "tip_share_of_total": _Log(share),
         "tip_on_preset": _Flag(preset, before_tip),
         "tip_none": _Flag(tip == 0, tip),
-        "tip_whole_dollar": _Flag((np.round(tip) == tip) & (tip != 0), tip),
+        "tip_whole_dollar": _Flag((np.rint(tip) == tip) & (tip != 0), tip),
         "tip_without_card": _Flag((tip > 0) & (payment > 1), tip + payment),
         "tolls_log": _Log(tolls),
         "toll_off_pair": _Log(tolls, pair["toll_log"]),

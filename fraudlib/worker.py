@@ -268,7 +268,7 @@ def run(settings: Settings, loader: LoadScorer | None = None, load_on_cpu: LoadS
     configure_logging("worker", settings.log_level)
     security_options(settings)
     # Two threads share the interpreter: a shorter turn lets the event loop in between two steps of the scoring.
-    sys.setswitchinterval(0.001)
+    sys.setswitchinterval(0.0001)
     load, on_cpu = (loader, load_on_cpu) if loader else (load_scorer(settings), load_scorer(settings, "cpu"))
     watchdog = Watchdog(settings.watchdog_seconds)
 
