@@ -91,6 +91,14 @@ class Settings(BaseSettings):
         0.1, ge=0, le=1, description="share of the batches that the bundle of artifacts/shadow scores too; 0: none"
     )
     drift_window_seconds: float = Field(1800.0, gt=0, description="window over which drift is measured, in s")
+    trips_url: str = Field("", description="where new months are fetched from; empty: the TLC's public address")
+    drift_urls: str = Field(
+        "",
+        description="where the schedule reads drift, comma-separated: a Prometheus or workers' /metrics",
+    )
+    drift_bound: float = Field(0.25, gt=0, description="index of the scores' drift above which it retrains early")
+    drift_hold_seconds: float = Field(1800.0, gt=0, description="how long drift stays above it before, in s")
+    drift_pause_hours: float = Field(24.0, ge=0, description="least time between retrainings for drift, in h")
     max_body_bytes: int = Field(1_048_576, ge=1024, description="largest body of one transaction or label, in bytes")
     max_batch_body_bytes: int = Field(67_108_864, ge=1024, description="largest body of POST /transactions, in bytes")
     max_in_flight: int = Field(1000, ge=1, description="requests admitted at once before 503 with Retry-After")

@@ -203,7 +203,17 @@ class RetrainMetrics:
         self.model_created = Gauge(
             "fraudlib_retrain_model_created_timestamp_seconds", "when the current bundle was sealed", registry=registry
         )
-        for gauge in (self.last_success, self.last_result, self.last_duration):
+        self.early_runs = Counter(
+            "fraudlib_retrain_early_runs_total", "runs that lasting drift began before their time", registry=registry
+        )
+        self.fetches = Counter("fraudlib_retrain_fetches_total", "months asked for", ["outcome"], registry=registry)
+        _start(self.fetches, ("fetched", "unpublished", "failed"))
+        self.drift = Gauge("fraudlib_retrain_drift_index", "drift of the scores as last read", registry=registry)
+        self.drift_reads = Counter(
+            "fraudlib_retrain_drift_reads_total", "reads of drift", ["outcome"], registry=registry
+        )
+        _start(self.drift_reads, ("read", "failed"))
+        for gauge in (self.last_success, self.last_result, self.last_duration, self.drift):
             gauge.set(float("nan"))
 
     def ended(self, outcome: str, seconds: float, at: float) -> None:

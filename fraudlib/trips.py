@@ -317,8 +317,12 @@ def _entry(path: Path) -> dict[str, Any]:
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest, "rows": rows}
 
 
-def download(data_dir: str | Path, service: str, month: str, *, progress: bool = True) -> Path:
+def download(
+    data_dir: str | Path, service: str, month: str, *, progress: bool = True, base_url: str | None = None
+) -> Path:
     """Fetch a month from the TLC into `data_dir` and return its path; a month that is there already is kept.
+
+    `base_url` names another place with the TLC's file names, without a slash at its end.
 
     The file gets its name only after it was received whole and found to be trips.
 
@@ -332,7 +336,7 @@ def download(data_dir: str | Path, service: str, month: str, *, progress: bool =
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    url = f"{BASE_URL}/{target.name}"
+    url = f"{base_url or BASE_URL}/{target.name}"
     partial = target.with_name(f".{os.getpid()}_{target.name}")
     try:
         _fetch(url, partial, progress)

@@ -42,6 +42,7 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         artifacts_option,
         runs_option,
+        click.option("--fetch", "is_fetching", is_flag=True, help="First fetch newer months (FRAUDLIB_TRIPS_URL)."),
         click.option("-p", "assignments", multiple=True, metavar="NAME=VALUE", help="A parameter; wins over --params."),
         click.option(
             "--params", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="YAML file of parameters."
@@ -83,8 +84,12 @@ def retrain(
     artifacts: Path,
     runs: Path,
     notebooks: Path,
+    is_fetching: bool,
 ) -> None:
     """Run notebooks 01 to 04 and promote, shadow or refuse what they made (docs/gate.md).
+
+    With -p train_months=latest:3 the newest month of the data folder tests, the one before validates, the three before
+    train (docs/scheduling.md).
 
     The last line is JSON. Exit code 0: the run went through, whether or not its bundle passed the gate; 1: a stage
     failed; 2: a parameter is wrong; 3: another run is at work.
@@ -93,9 +98,12 @@ def retrain(
     from pipelines import retrain as line
 
     if run_id is None:
-        outcome = line.retrain(parameters.given(params, assignments), artifacts, runs, notebooks, stage_timeout)
-    elif params or assignments:
-        raise ParameterError("a resumed run keeps its parameters; leave --params and -p away or start a new run")
+        given = parameters.given(params, assignments)
+        outcome = line.retrain(given, artifacts, runs, notebooks, stage_timeout, is_fetching)
+    elif params or assignments or is_fetching:
+        raise ParameterError(
+            "a resumed run keeps its parameters and months; leave --params, -p and --fetch away or start a new run"
+        )
     else:
         outcome = line.resume(run_id, runs, notebooks, stage_timeout)
     if outcome.failed:
@@ -117,8 +125,12 @@ def schedule(
     artifacts: Path,
     runs: Path,
     notebooks: Path,
+    is_fetching: bool,
 ) -> None:
-    """Retrain by the clock until stopped; one run at a time."""
+    """Retrain by the clock until stopped, one run at a time, and early where the workers' drift stays high.
+
+    Its metrics are at FRAUDLIB_METRICS_HOST and FRAUDLIB_SCHEDULE_PORT; FRAUDLIB_DRIFT_URLS says where drift is read.
+    """
     from pipelines import parameters
     from pipelines.retrain import check
     from pipelines.schedule import serve, trigger
@@ -128,10 +140,11 @@ def schedule(
     arguments = ["--artifacts", str(artifacts), "--runs", str(runs), "--notebooks", str(notebooks)]
     arguments += ["--stage-timeout", str(stage_timeout)]
     arguments += ["--params", str(params.resolve())] if params else []
+    arguments += ["--fetch"] if is_fetching else []
     for assignment in assignments:
         arguments += ["-p", assignment]
     try:
-        serve(when, arguments, Settings(), artifacts)
+        serve(when, arguments, Settings(), artifacts, runs)
     except KeyboardInterrupt:
         click.echo("schedule stopped", err=True)
 

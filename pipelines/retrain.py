@@ -15,7 +15,7 @@ from fraudlib import manifest
 from fraudlib.errors import BundleError, GateError, ParameterError, ServiceError
 from fraudlib.paths import RunPaths
 from fraudlib.settings import Settings
-from pipelines import parameters, registry, report
+from pipelines import months, parameters, registry, report
 from pipelines.notebook import StageError, execute, is_done
 from pipelines.status import Status
 
@@ -37,6 +37,7 @@ class Outcome:
     promoted: bool = False
     reason: str = ""
     metrics: dict[str, Any] = field(default_factory=dict)
+    fetches: dict[str, int] = field(default_factory=dict)  # how many months were fetched, unpublished or failed
     failed = False  # no field: the line says why, the exit code says that
 
 
@@ -47,12 +48,18 @@ def new_run_id() -> str:
 
 def check(given: Mapping[str, str], notebooks: Path) -> tuple[Declared, Values]:
     """What each stage declares, and the value of every parameter; ParameterError where the given ones do not fit."""
+    months.rolls(given)
     declared = {name: parameters.declared(notebooks / f"{name}.ipynb") for name in STAGES}
     return declared, parameters.resolve(parameters.merge(declared.values()), given)
 
 
 def retrain(
-    given: Mapping[str, str], artifacts: Path, runs: Path, notebooks: Path, seconds: float = STAGE_SECONDS
+    given: Mapping[str, str],
+    artifacts: Path,
+    runs: Path,
+    notebooks: Path,
+    seconds: float = STAGE_SECONDS,
+    is_fetching: bool = False,
 ) -> Outcome:
     """Run the four notebooks with the given parameters and do with the bundle that they sealed what the gate decided.
 
@@ -61,22 +68,29 @@ def retrain(
     given : name and text of each parameter; typed by the notebooks' declarations.
     artifacts, runs, notebooks : absolute folders; the first two are made when missing.
     seconds : longest time for each stage.
+    is_fetching : first fetch months that are newer than those in the data folder.
 
     Raises
     ------
     ParameterError
         If a parameter is unknown or of another type; nothing ran.
+    DataError
+        If the periods roll and there are too few months; nothing ran.
     BusyError
         If another run writes to the same artifacts; nothing ran.
     """
     declared, values = check(given, notebooks)
+    train_months = months.rolls(given)
+    fetches: dict[str, int] = {}
     artifacts.mkdir(parents=True, exist_ok=True)
     with registry.exclusive(artifacts / ".retrain.lock"):
+        if train_months or is_fetching:
+            values, fetches = months.roll(values, train_months, is_fetching)
         run = RunPaths.at(runs / new_run_id())
         values |= {"run_dir": str(run.folder), "artifacts_dir": str(artifacts)}
         manifest.write_atomic(run.folder / PARAMETERS, json.dumps(values, indent=1).encode())
         (run.folder / "logs").mkdir()
-        return _Run(run, artifacts, notebooks, declared, values, seconds).go(Status.new(run.folder, STAGES))
+        return _Run(run, artifacts, notebooks, declared, values, seconds, fetches).go(Status.new(run.folder, STAGES))
 
 
 def resume(run_id: str, runs: Path, notebooks: Path, seconds: float = STAGE_SECONDS) -> Outcome:
@@ -121,10 +135,11 @@ class _Run:
     declared: Declared
     values: Values
     seconds: float
+    fetches: Mapping[str, int] = field(default_factory=dict)
 
     def go(self, status: Status) -> Outcome:
         """Run what is not done yet, decide, and write the report."""
-        outcome = Outcome(self.run.folder.name)
+        outcome = Outcome(self.run.folder.name, fetches=dict(self.fetches))
         log.info("run %s in %s", outcome.run_id, self.run.folder)
         try:
             registry.sweep(self.artifacts)

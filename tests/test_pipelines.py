@@ -81,6 +81,7 @@ def test_a_passed_run_is_promoted_and_kept(
         "promoted": True,
         "reason": "AP 0.50",
         "metrics": {"average_precision": 0.5},
+        "fetches": {},
     }
     assert result.exit_code == 0
     assert result.stdout.count("\n") == 1
