@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import packages_distributions, requires
+from importlib.metadata import distributions, packages_distributions, requires
 from pathlib import Path
 
 import pytest
@@ -56,11 +56,11 @@ def third_party(package: str) -> set[str]:
 def test_every_import_is_a_declared_dependency(package: str) -> None:
     """Nothing is imported that only happens to be installed."""
     known = set().union(*map(provided, DECLARED))
-    distributions = packages_distributions()
+    providers = packages_distributions()
     missing = {
         name
         for name in third_party(package)
-        if not {canonicalize_name(distribution) for distribution in distributions.get(name, [])} & known
+        if not {canonicalize_name(distribution) for distribution in providers.get(name, [])} & known
     }
     assert missing == set()
 
@@ -84,6 +84,18 @@ def test_the_constraints_are_portable() -> None:
     assert len(lines) == len(PINS)
     assert [name for name, version in PINS.items() if Version(version).local] == []
     assert PINS["torch"] == "2.13.0"
+
+
+def test_every_pin_takes_the_oldest_python() -> None:
+    """No release in constraints.txt asks for a later Python than the project: Debian 12 has 3.11.2."""
+    asked = {
+        name: found.metadata["Requires-Python"]
+        for name, version in PINS.items()
+        for found in distributions(name=name)
+        if Version(found.version).public == version and found.metadata["Requires-Python"]
+    }
+    assert asked
+    assert {name: text for name, text in asked.items() if not SpecifierSet(text).contains("3.11.0")} == {}
 
 
 def test_the_conda_environment_adds_nothing_to_the_list() -> None:
