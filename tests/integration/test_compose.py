@@ -269,8 +269,11 @@ def test_a_promotion_reaches_the_worker_and_outlives_a_restart(stack: Stack, key
     assert outcome["bundle_id"], outcome
     stack.inside("scheduler", "python", "-m", "pipelines", "promote", outcome["bundle_id"])
     until(serving(stack, key, outcome["bundle_id"]), 30, "the new bundle")
-    stack.compose("restart", "worker")
-    stack.compose("up", "-d", "--scale", "worker=3")
+    # One after the other, so that somebody scores all the time.
+    for name in [name for name in stack.states() if "worker" in name]:
+        stack.docker("restart", "-t", "30", name)
+        stack.wait()
+    stack.compose("up", "-d", "--no-recreate", "--scale", "worker=3")
     stack.wait()
     until(serving(stack, key, outcome["bundle_id"]), 30, "the new bundle after a restart")
     assert stack.inside("scheduler", "python", "-m", "pipelines", "rollback").split()[0] == default
