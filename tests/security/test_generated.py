@@ -16,7 +16,7 @@ from fraudlib.stack import Stack
 
 HERE = Path(__file__).parent
 SHORT = ("--max-examples", "3", "--phases", "examples,coverage,fuzzing")
-LONG = ("--max-examples", "500")
+LONG = ("--max-examples", "1000")
 
 
 def run(stack: Stack, *options: str) -> tuple[int, int, str]:
