@@ -25,11 +25,15 @@ class Load:
     ----------
     due, answered : per request; `answered` is NaN where no answer came.
     statuses : HTTP status -> how many.
+    sent : per request, when it went out.
+    outcomes : HTTP status per request, 0 where no answer came.
     """
 
     due: list[float] = field(default_factory=list)
     answered: list[float] = field(default_factory=list)
     statuses: dict[int, int] = field(default_factory=dict)
+    sent: list[float] = field(default_factory=list)
+    outcomes: list[int] = field(default_factory=list)
 
 
 class _Connection:
@@ -74,7 +78,7 @@ def run(host: str, port: int, requests: Sequence[bytes], rate: float, connection
     rate : requests a second.
     connections : as many requests may be under way; further ones wait, which counts as latency.
     """
-    load = Load([0.0] * len(requests), [float("nan")] * len(requests))
+    load = Load([0.0] * len(requests), [float("nan")] * len(requests), {}, [0.0] * len(requests), [0] * len(requests))
     pool = [_Connection(host, port) for _ in range(connections)]
     idle, done, left = deque(pool), threading.Semaphore(len(pool)), threading.Event()
     selector = selectors.DefaultSelector()
@@ -88,6 +92,7 @@ def run(host: str, port: int, requests: Sequence[bytes], rate: float, connection
                 connection = key.data
                 if (status := connection.receive()) is not None:
                     load.answered[connection.request] = time.monotonic()
+                    load.outcomes[connection.request] = status
                     load.statuses[status] = load.statuses.get(status, 0) + 1
                     count += 1
                     idle.append(connection)
@@ -106,6 +111,7 @@ def run(host: str, port: int, requests: Sequence[bytes], rate: float, connection
             done.acquire()
             connection = idle.popleft()
             connection.request = number
+            load.sent[number] = time.monotonic()
             connection.sock.sendall(request)
         receiver.join(ANSWER_SECONDS)
     finally:

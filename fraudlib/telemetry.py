@@ -268,7 +268,8 @@ def configure_logging(service: str, level: str) -> None:
     handler.setFormatter(JsonFormatter(service))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     # The client library logs every refused connection as an error; the services say it once, in their own words.
-    logging.getLogger("aiokafka").setLevel(logging.DEBUG if level == "DEBUG" else logging.CRITICAL)
+    # Its debug lines hold whole messages, which belong in no log.
+    logging.getLogger("aiokafka").setLevel(logging.INFO if level == "DEBUG" else logging.CRITICAL)
 
 
 def calm_collector() -> None:

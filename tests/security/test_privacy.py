@@ -145,6 +145,6 @@ def test_nothing_that_was_sent_is_in_logs_metrics_or_errors(keyed: Stack) -> Non
 def test_replay_sends_the_key_and_says_what_is_missing_without_it(keyed: Stack) -> None:
     """The key of FRAUDLIB_API_KEY_FILE opens the API; without it the answer is one sentence."""
     with HttpSender(keyed.url, authorization(keyed.settings)) as sender:
-        assert replay(Plan(SAMPLE, rate=0, limit=50), sender).accepted == 50
+        assert replay(Plan(SAMPLE, rate=0, limit=50), sender, lambda count: None).accepted == 50
     with HttpSender(keyed.url) as sender, pytest.raises(Exception, match="FRAUDLIB_API_KEY_FILE"):
-        replay(Plan(SAMPLE, rate=0, limit=5), sender)
+        replay(Plan(SAMPLE, rate=0, limit=5), sender, lambda count: None)

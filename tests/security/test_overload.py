@@ -1,0 +1,38 @@
+"""More than the API can take: the rest is refused for certain and at once, and nothing of it lasts."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.overload import Phase, offer, recovery_s
+from fraudlib.settings import Settings
+from fraudlib.stack import Stack, free_port
+
+
+def test_what_is_too_much_is_refused_and_then_all_is_well(tmp_path: Path) -> None:
+    """With one request admitted and sixteen under way, each is taken or refused; later all are taken."""
+    broker = free_port()
+    settings = Settings(
+        broker_port=broker, kafka_bootstrap_servers=f"127.0.0.1:{broker}", api_port=free_port(), max_in_flight=1
+    )
+    with Stack(settings, tmp_path) as stack:
+        for _ in stack.start("broker", "api"):
+            pass
+        crowded = offer(settings, 5000, 0.4, 16)
+        calm = offer(settings, 50, 1, 1)
+    assert set(crowded.status.tolist()) == {202, 503}
+    assert crowded.share(503) > 0.05
+    assert set(calm.status.tolist()) == {202}
+
+
+def test_a_recovery_that_does_not_come_is_infinite() -> None:
+    """The measure itself: the last refusal counts, and one at the very end is no recovery."""
+    times, took = np.array([0.0, 1.0, 2.0]), np.full(3, 0.01)
+    phase = Phase(times, took, np.array([503, 503, 202]), 2.0)
+    assert recovery_s(phase) == 1.0
+    assert recovery_s(dataclasses.replace(phase, status=np.array([202, 202, 503]))) == math.inf
+    assert recovery_s(dataclasses.replace(phase, status=np.array([202, 202, 202]))) == 0.0
+    assert phase.p99_ms(503) == pytest.approx(10.0)
