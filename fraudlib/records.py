@@ -24,6 +24,8 @@ is_id = re.compile(ID_PATTERN.removeprefix("^").removesuffix("$"), re.ASCII).ful
 _is_stamp = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z", re.ASCII).fullmatch
 _ID_CHARACTERS: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:-"
 _TIME_CHARACTERS: Final = b"0123456789-T:."
+_TIME_PLACES: Final = [4, 7, 10, 13, 16]
+_TIME_MARKS: Final = np.frombuffer(b"--T::", np.uint8)
 
 ACCEPTED_AT: Final = "accepted_at"
 MOST_TEXT: Final = 64
@@ -257,7 +259,7 @@ def times(checked: Checked, name: str, column: Sequence[Any]) -> NDArray[np.date
     column = _wrong(checked, name, column, {str, type(None)}, "an ISO 8601 time")
     texts = [value for value in column if value is not None]
     # numpy parses a column at once, but also accepts what is no full time: only plain local times go that way.
-    if set(map(len, texts)) <= {19, 26} and _is_plain("".join(texts), len(texts)):
+    if len(lengths := set(map(len, texts))) < 2 and lengths <= {19, 26} and _is_plain("".join(texts), len(texts)):
         try:
             array = np.array(column, dtype="datetime64[us]")
         except ValueError:
@@ -282,7 +284,11 @@ def times(checked: Checked, name: str, column: Sequence[Any]) -> NDArray[np.date
 
 def _is_plain(joined: str, count: int) -> bool:
     raw = joined.encode(errors="surrogatepass")
-    return not raw.translate(None, _TIME_CHARACTERS) and raw.count(b"-") == 2 * count and raw.count(b"T") == count
+    if len(raw) not in (19 * count, 26 * count) or raw.translate(None, _TIME_CHARACTERS):
+        return False
+    # Marks are looked for in their places: numpy takes 12000:00 for a time with a zone.
+    at = np.frombuffer(raw, np.uint8).reshape(count, -1)[:, _TIME_PLACES] if count else _TIME_MARKS
+    return bool((at == _TIME_MARKS).all())
 
 
 @cache

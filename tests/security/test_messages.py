@@ -106,6 +106,15 @@ def test_a_reason_does_not_repeat_the_value(text: str, name: str) -> None:
             assert "canary" not in why
 
 
+def test_a_time_that_is_none_is_refused_alone_and_among_good_ones() -> None:
+    """Marks in other places make no time, though numpy reads one with a zone out of it."""
+    good = GOOD[2]
+    for wrong in (b"2023-03-01T12000:00", b"2023-03-01T12:0000:", b"2023-0301-T12:00:00"):
+        bad = good.replace(b"2023-03-01T12:00:00", wrong)
+        for batch in ([bad], [good, bad, good]):
+            assert list(decode(batch).rejected) == [batch.index(bad)]
+
+
 MEBIBYTE = 1 << 20
 HOSTILE = {
     "lists in lists": b"[" * MEBIBYTE,
