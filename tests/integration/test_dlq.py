@@ -56,4 +56,4 @@ def test_a_missing_broker_is_named(site: Site) -> None:
     """Without a broker there is one sentence and exit code 1."""
     result = dlq(site, "list")
     assert result.returncode == 1
-    assert "does not answer; start it with `fraudlib broker`" in result.stderr
+    assert "start it with `fraudlib broker`" in result.stderr
