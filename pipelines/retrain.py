@@ -220,8 +220,12 @@ def decide(run: RunPaths, artifacts: Path, outcome: Outcome) -> None:
     else:
         raise GateError(f'{run.gate}: expected "decision": promote, shadow or reject, found {gate.get("decision")!r}')
     log.info("%s: %s", outcome.decision, outcome.reason)
-    for name in registry.retire(artifacts, settings.keep_bundles):
-        log.info("removed %s, beyond the newest %d", name, settings.keep_bundles)
+    try:
+        for name in registry.retire(artifacts, settings.keep_bundles):
+            log.info("removed %s, beyond the newest %d", name, settings.keep_bundles)
+    except OSError as err:
+        # What is live is decided by now; old bundles go after the next run.
+        log.warning("%s: old bundles could not be removed: %s", artifacts, err)
 
 
 def _object(path: Path) -> dict[str, Any]:
