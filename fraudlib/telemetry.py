@@ -184,14 +184,14 @@ class RetrainMetrics:
         self.registry = registry
         ProcessCollector(registry=registry)
         self.runs = Counter("fraudlib_retrain_runs_total", "runs that ended", ["outcome"], registry=registry)
-        _start(self.runs, ("promoted", "refused", "failed", "busy"))
+        _start(self.runs, ("promoted", "shadowed", "refused", "failed", "busy"))
         self.running = Gauge("fraudlib_retrain_running", "1 while a run is under way", registry=registry)
         self.next_run = Gauge(
             "fraudlib_retrain_next_run_timestamp_seconds", "when the next run is due", registry=registry
         )
         self.last_success = Gauge(
             "fraudlib_retrain_last_success_timestamp_seconds",
-            "when a run last went through, promoted or refused",
+            "when a run last went through, whatever was decided",
             registry=registry,
         )
         self.last_result = Gauge(
@@ -221,7 +221,7 @@ class RetrainMetrics:
 
         Parameters
         ----------
-        outcome : promoted, refused by the gate, failed, or busy.
+        outcome : promoted, shadowed or refused by the gate, failed, or busy.
         seconds : that it took. at : when it ended, since the epoch.
         """
         self.runs.labels(outcome).inc()

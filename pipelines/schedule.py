@@ -134,15 +134,16 @@ class Job:
         return self._process.returncode, outcome if isinstance(outcome, dict) else {}
 
     def _end(self, seconds: float, code: int, outcome: dict[str, Any]) -> None:
-        said = "promoted" if outcome.get("promoted") else {0: "refused", EXIT_BUSY: "busy"}.get(code, "failed")
+        decided = {"promote": "promoted", "shadow": "shadowed"}.get(str(outcome.get("decision")), "refused")
+        said = "promoted" if outcome.get("promoted") else {0: decided, EXIT_BUSY: "busy"}.get(code, "failed")
         self._metrics.ended(said, seconds, time.time())
         for name, months in (outcome.get("fetches") or {}).items():
             self._metrics.fetches.labels(name).inc(months)
         log.info(
-            "run %s ended with exit code %d, promoted %s: %s",
+            "run %s ended with exit code %d, %s: %s",
             outcome.get("run_id"),
             code,
-            outcome.get("promoted", False),
+            said,
             outcome.get("reason", "see above"),
         )
 

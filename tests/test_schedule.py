@@ -125,8 +125,8 @@ def test_the_outcome_of_a_run_is_logged(caplog: pytest.LogCaptureFixture, metric
     with caplog.at_level(logging.INFO):
         Job([sys.executable, "-c", f"print({line!r})"], WEEKLY, metrics).run()
         Job([sys.executable, "-c", "print('no JSON'); exit(3)"], WEEKLY, metrics).run()
-    assert "run r1 ended with exit code 0, promoted True: AP 0.50" in caplog.text
-    assert "run None ended with exit code 3, promoted False: see above" in caplog.text
+    assert "run r1 ended with exit code 0, promoted: AP 0.50" in caplog.text
+    assert "run None ended with exit code 3, busy: see above" in caplog.text
     assert caplog.text.count("next run at") == 2
 
 
@@ -135,6 +135,7 @@ def test_the_outcome_of_a_run_is_logged(caplog: pytest.LogCaptureFixture, metric
     [
         ({"promoted": True}, 0, "promoted", 1),
         ({"promoted": False}, 0, "refused", 1),
+        ({"promoted": False, "decision": "shadow"}, 0, "shadowed", 1),
         ({"run_id": "r1"}, 1, "failed", 0),
         (None, 1, "failed", 0),
         (None, 3, "busy", None),
@@ -151,7 +152,7 @@ def test_what_a_run_came_to_is_shown(says: object, code: int, outcome: str, resu
         return metrics.registry.get_sample_value(f"fraudlib_retrain_{name}", labels) or 0.0
 
     assert value("runs_total", outcome=outcome) == 1
-    assert sum(value("runs_total", outcome=name) for name in ("promoted", "refused", "failed", "busy")) == 1
+    assert sum(value("runs_total", outcome=name) for name in ("promoted", "shadowed", "refused", "failed", "busy")) == 1
     assert value("running") == 0
     assert value("next_run_timestamp_seconds") > time.time()
     if result is None:
