@@ -31,6 +31,7 @@ Examples:
   fraudlib api-key NAME                    a key for a client of the API
   fraudlib topics                          create the topics on a broker of yours
   fraudlib dlq list | replay               what could not be scored, and again
+  fraudlib labels export labels.jsonl      analysts' verdicts, for retraining
 
 \b
 Exit codes: 0 done, 1 failed (one sentence on stderr says why), 2 wrong usage
@@ -360,6 +361,20 @@ def dlq_replay(error: str | None, since: str, limit: int | None) -> None:
 
     settings = _settings()
     click.echo(f"{replay(settings, letters(settings, error, since, limit)):,} dead letters sent again")
+
+
+@cli.group()
+def labels() -> None:
+    """Analysts' verdicts, for the notebooks' parameter `labels_file`."""
+
+
+@labels.command("export")
+@click.argument("path", type=click.Path(path_type=Path, dir_okay=False))
+def labels_export(path: Path) -> None:
+    """Write every label of the topic to PATH as JSON lines, corrections among them, with the score of its alert."""
+    from fraudlib.labels import export
+
+    click.echo(f"{export(_settings(), path):,} labels in {path}")
 
 
 def _json(value: dict[str, Any]) -> str:
