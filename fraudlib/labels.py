@@ -15,14 +15,15 @@ import orjson
 import pandas as pd
 from aiokafka.errors import KafkaError
 
-from fraudlib import manifest, topics
+from fraudlib import manifest, paths, topics
 from fraudlib.credentials import no_broker
 from fraudlib.errors import DataError
-from fraudlib.evaluation import wilson
+from fraudlib.evaluation import Interval, wilson
 from fraudlib.schema import TOPIC_ALERTS, TOPIC_LABELS
 from fraudlib.settings import Settings
 
 VERDICTS: Final = ("fraud", "honest")
+UNREVIEWED: Final = "nobody has reviewed any"
 REQUIRED: Final = ("transaction_id", "verdict", "labeled_at")
 # Of the alert that a verdict is on; a label without one has neither.
 ALERT_FIELDS: Final = ("anomaly_score", "bundle_id")
@@ -96,6 +97,24 @@ def read(path: Path) -> Labels:
     if missing and len(table):
         raise DataError(f"{path}: expected the columns {', '.join(REQUIRED)}, found no {missing[0]}; export them again")
     return Labels(_checked(table.reindex(columns=list(dict.fromkeys([*REQUIRED, *table.columns]))), path))
+
+
+def of_file(name: str, delay_days: float) -> Labels:
+    """Labels of a file that are old enough now; none where `name` is empty. Relative names count from the root."""
+    given = read(paths.resolve(name)) if name else none()
+    return given.known_at(manifest.now(), delay_days)
+
+
+def side_by_side(reviewed: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Table of what `Labels.above` found, a row for each threshold, the precision with its interval in words."""
+    rows = {
+        name: {
+            **part,
+            "precision": str(Interval(**part["precision"])) if part["precision"] else "nobody has reviewed any",
+        }
+        for name, part in reviewed.items()
+    }
+    return pd.DataFrame(rows).T
 
 
 def _csv(path: Path) -> pd.DataFrame:

@@ -67,3 +67,12 @@ def test_a_wrong_file_is_refused(tmp_path: Path, name: str, content: str, messag
         labels.read(tmp_path / name)
     with pytest.raises(DataError, match=r"missing\.csv"):
         labels.read(tmp_path / "missing.csv")
+
+
+def test_a_table_says_where_nobody_has_looked(tmp_path: Path) -> None:
+    """Each line shows a precision with its interval, or that nothing was reviewed; without a file there is nothing."""
+    read = labels.of_file(str(write(tmp_path, ".csv")), 0.0)
+    shown = labels.side_by_side(read.above({"low": 2.0, "none": 9.0}))
+    assert shown.loc["low", "precision"].startswith("0.500 [")
+    assert shown.loc["none", "precision"] == "nobody has reviewed any"
+    assert len(labels.of_file("", 7.0).table) == 0
