@@ -346,7 +346,13 @@ def _filtered(command: Any) -> Any:
 @_filtered
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line, with key and value.")
 def dlq_list(error: str | None, since: str, limit: int | None, as_json: bool) -> None:
-    """Show dead letters in the order in which they failed: when, from where, why."""
+    """Show dead letters in the order in which they failed: when, from where, why.
+
+    \b
+    Examples:
+      fraudlib dlq list --limit 20
+      fraudlib dlq list --error SchemaError --since 2026-01-05T03:00:00 --json
+    """
     from fraudlib.dlq import letters
 
     for letter in letters(_settings(), error, since, limit):
@@ -356,7 +362,12 @@ def dlq_list(error: str | None, since: str, limit: int | None, as_json: bool) ->
 @dlq.command("replay")
 @_filtered
 def dlq_replay(error: str | None, since: str, limit: int | None) -> None:
-    """Send dead letters to the topic transactions again, as they came; they stay where they are as well."""
+    """Send dead letters to the topic transactions again, as they came; they stay where they are as well.
+
+    \b
+    Example:
+      fraudlib dlq replay --error ScoreError
+    """
     from fraudlib.dlq import letters, replay
 
     settings = _settings()
@@ -371,7 +382,12 @@ def labels() -> None:
 @labels.command("export")
 @click.argument("path", type=click.Path(path_type=Path, dir_okay=False))
 def labels_export(path: Path) -> None:
-    """Write every label of the topic to PATH as JSON lines, corrections among them, with the score of its alert."""
+    """Write every label of the topic to PATH as JSON lines, corrections among them, with the score of its alert.
+
+    \b
+    Example:
+      fraudlib labels export data/labels.jsonl
+    """
     from fraudlib.labels import export
 
     click.echo(f"{export(_settings(), path):,} labels in {path}")

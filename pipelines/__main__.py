@@ -63,7 +63,17 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.group()
 def main() -> None:
-    """Run the notebooks as a production line. Results go to stdout, everything else to stderr."""
+    """Run the notebooks as a production line. Results go to stdout, everything else to stderr.
+
+    Exit codes: 0 done, 1 failed (one sentence on stderr says why), 2 wrong usage or parameter, 3 another run is at
+    work, 130 interrupted.
+
+    \b
+    Examples:
+      python -m pipelines retrain
+      python -m pipelines history
+      python -m pipelines rollback
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%F %T", stream=sys.stderr)
     logging.getLogger("apscheduler").setLevel(logging.WARNING)
 
@@ -93,6 +103,13 @@ def retrain(
 
     The last line is JSON. Exit code 0: the run went through, whether or not its bundle passed the gate; 1: a stage
     failed; 2: a parameter is wrong; 3: another run is at work.
+
+    \b
+    Examples:
+      python -m pipelines retrain
+      python -m pipelines retrain --params pipelines/params/real_green.yaml -p seed=11
+      python -m pipelines retrain --fetch -p train_months=latest:3
+      python -m pipelines retrain --resume 20260105T030000Z-1a2b
     """
     from pipelines import parameters
     from pipelines import retrain as line
@@ -130,6 +147,10 @@ def schedule(
     """Retrain by the clock until stopped, one run at a time, and early where the workers' drift stays high.
 
     Its metrics are at FRAUDLIB_METRICS_HOST and FRAUDLIB_SCHEDULE_PORT; FRAUDLIB_DRIFT_URLS says where drift is read.
+
+    \b
+    Examples:
+      python -m pipelines schedule --cron "0 3 * * 1" --timezone America/New_York --fetch
     """
     from pipelines import parameters
     from pipelines.retrain import check
@@ -171,6 +192,10 @@ def backtest(first: str, last: str, data_dir: Path, out: Path, more: tuple[str, 
     """Walk forward through past months, with and without retraining: what a stale model costs.
 
     Further options go to `python -m fraudlib.backtest`, whose --help lists them. The table is the last output.
+
+    \b
+    Examples:
+      python -m pipelines backtest --from 2022-01 --to 2023-06
     """
     from pipelines.backtest import backtest as walk
 
@@ -182,7 +207,12 @@ def backtest(first: str, last: str, data_dir: Path, out: Path, more: tuple[str, 
 @click.option("--reason", default="promoted by hand", show_default=True, help="Why, for the history.")
 @artifacts_option
 def promote(bundle_id: str, reason: str, artifacts: Path) -> None:
-    """Verify bundle ID and make it the live one."""
+    """Verify bundle ID and make it the live one.
+
+    \b
+    Examples:
+      python -m pipelines promote 20260105T031500Z-1a2b --reason "looked at by two"
+    """
     registry.promote(artifacts, bundle_id, reason, key=Settings().verify_key_file)
     click.echo(f"{bundle_id} is live")
 
@@ -190,7 +220,12 @@ def promote(bundle_id: str, reason: str, artifacts: Path) -> None:
 @main.command()
 @artifacts_option
 def rollback(artifacts: Path) -> None:
-    """Go back to the bundle that was live before."""
+    """Go back to the bundle that was live before.
+
+    \b
+    Examples:
+      python -m pipelines rollback
+    """
     click.echo(f"{registry.rollback(artifacts, Settings().verify_key_file)} is live")
 
 
@@ -200,7 +235,13 @@ def rollback(artifacts: Path) -> None:
 @click.option("--reason", default="put there by hand", show_default=True, help="Why, for the history.")
 @artifacts_option
 def shadow(bundle_id: str | None, off: bool, reason: str, artifacts: Path) -> None:
-    """Verify bundle ID and have workers score it beside the live one."""
+    """Verify bundle ID and have workers score it beside the live one.
+
+    \b
+    Examples:
+      python -m pipelines shadow 20260105T031500Z-1a2b
+      python -m pipelines shadow --off
+    """
     if off == bool(bundle_id):
         raise click.UsageError("give an ID, or --off")
     if bundle_id:
@@ -213,7 +254,12 @@ def shadow(bundle_id: str | None, off: bool, reason: str, artifacts: Path) -> No
 @main.command()
 @click.argument("key", metavar="KEY", type=click.Path(path_type=Path, dir_okay=False))
 def keygen(key: Path) -> None:
-    """Write a private key to KEY and its public key to KEY.pub."""
+    """Write a private key to KEY and its public key to KEY.pub.
+
+    \b
+    Examples:
+      python -m pipelines keygen keys/bundles
+    """
     public = signature.generate(key)
     click.echo(f"FRAUDLIB_SIGNING_KEY_FILE={key.resolve()}\nFRAUDLIB_VERIFY_KEY_FILE={public.resolve()}")
 
@@ -222,7 +268,12 @@ def keygen(key: Path) -> None:
 @click.argument("bundle_id", metavar="ID")
 @artifacts_option
 def sign(bundle_id: str, artifacts: Path) -> None:
-    """Sign bundle ID with the key of FRAUDLIB_SIGNING_KEY_FILE."""
+    """Sign bundle ID with the key of FRAUDLIB_SIGNING_KEY_FILE.
+
+    \b
+    Examples:
+      FRAUDLIB_SIGNING_KEY_FILE=keys/bundles python -m pipelines sign 20260105T031500Z-1a2b
+    """
     if (key := Settings().signing_key_file) is None:
         raise ParameterError("expected a private key in FRAUDLIB_SIGNING_KEY_FILE, found none; make one with keygen")
     registry.sign(artifacts, bundle_id, key)
@@ -239,6 +290,11 @@ def history(name: str | None, as_json: bool, artifacts: Path, runs: Path) -> Non
 
     With the ID of a bundle, as every score and alert carries it, or of a run: its run, parameters, data, code, figures
     and report.
+
+    \b
+    Examples:
+      python -m pipelines history
+      python -m pipelines history 20260105T031500Z-1a2b --json
     """
     if name:
         from pipelines import lineage
