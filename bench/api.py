@@ -22,9 +22,9 @@ import psutil
 import uvicorn
 
 from bench.latency import records
-from fraudlib.deadlines import Protocol
+from fraudlib.api.deadlines import Protocol
+from fraudlib.demo.stack import Stack, answers, free_port
 from fraudlib.settings import Settings
-from fraudlib.stack import Stack, answers, free_port
 
 MEDIA: Final = {"ndjson": "application/x-ndjson", "array": "application/json"}
 THREE_FIELDS: Final = b'{"trip_distance": 2.5, "fare_amount": 12.5, "duration_minutes": 15}'

@@ -18,11 +18,11 @@ from sklearn.preprocessing import StandardScaler
 
 from bench.records import SAMPLE
 from fraudlib import baselines, paths, trips
-from fraudlib.clients import worker_consumer
-from fraudlib.kafka import Publisher, Row, client_options
 from fraudlib.schema import TOPIC_SCORES, TOPIC_TRANSACTIONS
 from fraudlib.settings import Settings
 from fraudlib.telemetry import calm_collector, configure_logging
+from fraudlib.wire.kafka import Publisher, Row, client_options
+from fraudlib.worker.clients import worker_consumer
 
 TREES: Final = 100
 COMMIT_SECONDS: Final = 0.2

@@ -26,11 +26,12 @@ import psutil
 from aiokafka import AIOKafkaConsumer
 
 from bench import metrics, openloop
-from fraudlib import paths, replay, trips
-from fraudlib.kafka import client_options
+from fraudlib import paths, trips
+from fraudlib.demo import replay
+from fraudlib.demo.stack import Stack, free_port
 from fraudlib.schema import TOPIC_ALERTS, TOPIC_SCORES
 from fraudlib.settings import Settings
-from fraudlib.stack import Stack, free_port
+from fraudlib.wire.kafka import client_options
 
 SAMPLE: Final = Path("data/sample")
 SHARE: Final = 0.05  # planted, so that there are alerts enough for their percentiles

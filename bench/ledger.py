@@ -11,9 +11,9 @@ from typing import Any, Final
 import orjson
 
 from bench.site import Site
-from fraudlib import topics
-from fraudlib.delivery import Deduplicator
 from fraudlib.schema import TOPIC_ALERTS, TOPIC_DEAD_LETTERS, TOPIC_SCORES
+from fraudlib.wire import topics
+from fraudlib.wire.delivery import Deduplicator
 
 PER_POST: Final = 250
 RETRY_SECONDS: Final = 0.1

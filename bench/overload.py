@@ -17,8 +17,8 @@ from typing import Any, Final
 import numpy as np
 
 from bench import openloop
+from fraudlib.demo.stack import Stack, free_port
 from fraudlib.settings import Settings
-from fraudlib.stack import Stack, free_port
 
 TRIP: Final = b'{"trip_distance": 2.5, "fare_amount": 12.5, "duration_minutes": 15}'
 TAKEN, REFUSED = 202, 503

@@ -81,7 +81,7 @@ CHAOS: Final = """
 by SIGSTOP until the group has gone on without them and then woken, and scaled 1 to 3 to 1; the API is killed right
 after answers; the broker's process is paused for 2 s (slow) and for 12 s (down), longer than any client waits. Its log
 is in memory, so it is not killed. Lost and duplicates are counted against what the API acknowledged, behind the
-reader's filter (`fraudlib.delivery.Deduplicator`); raw ones are what the log holds before it.
+reader's filter (`fraudlib.wire.delivery.Deduplicator`); raw ones are what the log holds before it.
 
 | | |
 |---|---|

@@ -12,9 +12,9 @@ import orjson
 from bench import topic
 from bench.records import Records
 from bench.site import Site
-from fraudlib import topics
-from fraudlib.delivery import Deduplicator
 from fraudlib.schema import TOPIC_DEAD_LETTERS, TOPIC_SCORES, TOPIC_TRANSACTIONS
+from fraudlib.wire import topics
+from fraudlib.wire.delivery import Deduplicator
 
 SECONDS: Final = 120.0
 EVERY: Final = 100

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import Final
 
-from fraudlib import paths, replay, trips
+from fraudlib import paths, trips
+from fraudlib.demo import replay
 
 SAMPLE: Final = "green_tripdata_2023-05.parquet"
 FRAUD_SHARE: Final = 0.0125  # share of planted frauds, as in the design's figures

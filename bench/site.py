@@ -17,9 +17,9 @@ from typing import Any, Final, Self
 import psutil
 
 from fraudlib import paths
+from fraudlib.demo.stack import free_port
 from fraudlib.errors import ServiceError
 from fraudlib.settings import Settings
-from fraudlib.stack import free_port
 
 START_SECONDS: Final = 60.0
 LOG_LINES: Final = 12

@@ -31,10 +31,10 @@ from bench.machine import describe
 from bench.records import Records
 from bench.site import Service, Site
 from fraudlib import manifest, paths
-from fraudlib.delivery import Deduplicator
 from fraudlib.errors import ServiceError
 from fraudlib.schema import TOPIC_ALERTS, TOPIC_DEAD_LETTERS, TOPIC_SCORES
-from fraudlib.topics import reader
+from fraudlib.wire.delivery import Deduplicator
+from fraudlib.wire.topics import reader
 
 BROKER_MEMORY_MB: Final = 128  # full within minutes: what the broker keeps is no leak
 DRAIN_SECONDS: Final = 60.0

@@ -13,8 +13,8 @@ from typing import Any, Final
 from bench import metrics, topic
 from bench.records import Records
 from bench.site import Service, Site
-from fraudlib import topics
 from fraudlib.schema import TOPIC_DEAD_LETTERS, TOPIC_SCORES
+from fraudlib.wire import topics
 
 COMMANDS: Final = {
     "ceiling": ("-m", "bench.contenders", "ceiling"),

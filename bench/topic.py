@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from fraudlib.broker import ensure_topics
+from fraudlib.broker.main import ensure_topics
 from fraudlib.errors import ServiceError
-from fraudlib.kafka import Publisher, Row, partitions_of
 from fraudlib.schema import TOPIC_TRANSACTIONS
 from fraudlib.settings import Settings
-from fraudlib.topics import ends, reader
+from fraudlib.wire.kafka import Publisher, Row, partitions_of
+from fraudlib.wire.topics import ends, reader
 
 CHUNK: Final = 20_000
 WATCH_SECONDS: Final = 0.05

@@ -12,8 +12,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fraudlib import worker
 from fraudlib.settings import Settings
+from fraudlib.worker import main as worker
 
 DEAR_USD: Final = 55.0  # some three trips in a hundred of the sample, as the real bundle flags
 

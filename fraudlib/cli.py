@@ -84,7 +84,7 @@ def api() -> None:
     Example:
       FRAUDLIB_API_PORT=8080 fraudlib api
     """
-    from fraudlib.api import serve
+    from fraudlib.api.app import serve
 
     serve(_settings())
 
@@ -107,7 +107,7 @@ def api_key(name: str, add: Path | None, write: Path | None, as_json: bool) -> N
       fraudlib api-key alice --add keys/hashes
       fraudlib api-key stack --add keys/hashes --write keys/stack
     """
-    from fraudlib import keys
+    from fraudlib.api import keys
 
     shown, client = keys.make_key(name, add, write)
     value = {"name": client.name, "key": shown, "line": client.line}
@@ -129,7 +129,7 @@ def worker() -> int:
     Example:
       FRAUDLIB_DEVICE=cpu FRAUDLIB_METRICS_PORT=0 fraudlib worker
     """
-    from fraudlib.worker import run
+    from fraudlib.worker.main import run
 
     return run(_settings())
 
@@ -145,7 +145,7 @@ def broker() -> int:
     Example:
       FRAUDLIB_BROKER_PORT=19092 fraudlib broker
     """
-    from fraudlib.broker import run
+    from fraudlib.broker.main import run
     from fraudlib.telemetry import configure_logging
 
     settings = _settings()
@@ -165,7 +165,7 @@ def topics() -> None:
     Example:
       FRAUDLIB_TOPIC_PARTITIONS=12 fraudlib topics
     """
-    from fraudlib.topics import prepare
+    from fraudlib.wire.topics import prepare
 
     created, partitions = prepare(_settings())
     for name, count in partitions.items():
@@ -253,9 +253,9 @@ def replay(
       fraudlib replay month.parquet --fraud 0.0125 --seed 3 --limit 10000
       fraudlib replay month.parquet --topic --rate 0
     """
-    from fraudlib import replay as sending
-    from fraudlib.keys import authorization
-    from fraudlib.senders import HttpSender, Sender, TopicSender
+    from fraudlib.api.keys import authorization
+    from fraudlib.demo import replay as sending
+    from fraudlib.demo.senders import HttpSender, Sender, TopicSender
 
     if topic and url:
         raise click.UsageError("--to names an API and --topic goes past it: give one of them.")
@@ -275,7 +275,7 @@ def replay(
 
 
 def _api_url(settings: "Settings") -> str:
-    from fraudlib.stack import reachable
+    from fraudlib.demo.stack import reachable
 
     return f"http://{reachable(settings.api_host)}:{settings.api_port}"
 
@@ -312,7 +312,7 @@ def demo(
       fraudlib demo --seconds 20
       fraudlib demo --port 0 --broker-port 0 --metrics-port 0
     """
-    from fraudlib import demo as show
+    from fraudlib.demo import run as show
 
     ports = {"api_port": port, "broker_port": broker_port, "metrics_port": metrics_port}
     return show.run(show.Options(seconds=seconds, rate=rate, fraud=fraud, seed=seed, ports=ports))
@@ -353,7 +353,7 @@ def dlq_list(error: str | None, since: str, limit: int | None, as_json: bool) ->
       fraudlib dlq list --limit 20
       fraudlib dlq list --error SchemaError --since 2026-01-05T03:00:00 --json
     """
-    from fraudlib.dlq import letters
+    from fraudlib.wire.dlq import letters
 
     for letter in letters(_settings(), error, since, limit):
         click.echo(_json(letter.as_json()) if as_json else str(letter))
@@ -368,7 +368,7 @@ def dlq_replay(error: str | None, since: str, limit: int | None) -> None:
     Example:
       fraudlib dlq replay --error ScoreError
     """
-    from fraudlib.dlq import letters, replay
+    from fraudlib.wire.dlq import letters, replay
 
     settings = _settings()
     click.echo(f"{replay(settings, letters(settings, error, since, limit)):,} dead letters sent again")

@@ -15,12 +15,13 @@ import orjson
 import pandas as pd
 from aiokafka.errors import KafkaError
 
-from fraudlib import manifest, paths, topics
-from fraudlib.credentials import no_broker
+from fraudlib import manifest, paths
 from fraudlib.errors import DataError
 from fraudlib.evaluation import Interval, wilson
 from fraudlib.schema import TOPIC_ALERTS, TOPIC_LABELS
 from fraudlib.settings import Settings
+from fraudlib.wire import topics
+from fraudlib.wire.credentials import no_broker
 
 VERDICTS: Final = ("fraud", "honest")
 UNREVIEWED: Final = "nobody has reviewed any"

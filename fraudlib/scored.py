@@ -12,15 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from aiokafka.errors import KafkaError
 
-from fraudlib import spans, topics, trips
-from fraudlib.credentials import no_broker
+from fraudlib import spans, trips
 from fraudlib.errors import DataError
 from fraudlib.monitor import Part
 from fraudlib.reasons import in_words
-from fraudlib.records import decode
 from fraudlib.schema import TOPIC_LABELS, TOPIC_SCORES, TOPIC_TRANSACTIONS
 from fraudlib.scorefile import BUNDLE_KEY, CHUNK_ROWS, chunks
 from fraudlib.settings import Settings
+from fraudlib.wire import topics
+from fraudlib.wire.credentials import no_broker
+from fraudlib.wire.records import decode
 
 Place = tuple[int, int]  # partition and offset of a transaction
 BATCH: Final = 8192

@@ -15,15 +15,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from fraudlib import gate, pages
-from fraudlib.api import create_app
-from fraudlib.feeds import AlertFeed
-from fraudlib.gate import Gate
-from fraudlib.idempotency import Answers
-from fraudlib.kafka import NotSentError, OutcomeUnknownError, Row
-from fraudlib.problems import Problem
+from fraudlib.api import gate, pages
+from fraudlib.api.app import create_app
+from fraudlib.api.feeds import AlertFeed
+from fraudlib.api.gate import Gate
+from fraudlib.api.idempotency import Answers
+from fraudlib.api.problems import Problem
 from fraudlib.settings import Settings
 from fraudlib.telemetry import ApiMetrics
+from fraudlib.wire.kafka import NotSentError, OutcomeUnknownError, Row
 
 TRIP = {"trip_distance": 2.5, "fare_amount": 12.5, "duration_minutes": 15}
 NDJSON = {"content-type": "application/x-ndjson"}
@@ -223,7 +223,7 @@ def test_other_addresses_and_methods_are_problems(client: TestClient) -> None:
 
 def test_a_failure_of_ones_own_is_a_problem_too(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug is answered in the same form, without its message."""
-    monkeypatch.setattr("fraudlib.submission.prepare", lambda *_: 1 / 0)
+    monkeypatch.setattr("fraudlib.api.submission.prepare", lambda *_: 1 / 0)
     response = client.post("/transaction", json=TRIP)
     assert is_problem(response, 500, "internal-error")
     assert "division" not in response.text
@@ -380,7 +380,7 @@ def test_only_so_many_keys_are_remembered_for_so_long(monkeypatch: pytest.Monkey
         ask_once(answers, key)
     assert made == ["a", "b", "c", "b"]
     now = time.monotonic()
-    monkeypatch.setattr("fraudlib.idempotency.time.monotonic", lambda: now + 61)
+    monkeypatch.setattr("fraudlib.api.idempotency.time.monotonic", lambda: now + 61)
     ask_once(answers, "b")
     assert made[-2:] == ["b", "b"]
     assert len(answers._entries) == 2

@@ -19,16 +19,18 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.partitioner import murmur2
 from prometheus_client import CollectorRegistry
 
-from fraudlib import broker, manifest, topics
-from fraudlib.backlog import Backlog
+from fraudlib import manifest
+from fraudlib.api.backlog import Backlog
+from fraudlib.broker import main as broker
 from fraudlib.errors import ServiceError
-from fraudlib.kafka import NotSentError, OutcomeUnknownError, Publisher, partitions_of
-from fraudlib.outputs import Scorer
 from fraudlib.paths import CURRENT
 from fraudlib.schema import TOPIC_SCORES, TOPIC_TRANSACTIONS, TOPICS
 from fraudlib.settings import Settings
 from fraudlib.telemetry import ApiMetrics
-from fraudlib.worker import EXIT_MODEL, EXIT_STUCK, Worker
+from fraudlib.wire import topics
+from fraudlib.wire.kafka import NotSentError, OutcomeUnknownError, Publisher, partitions_of
+from fraudlib.worker.main import EXIT_MODEL, EXIT_STUCK, Worker
+from fraudlib.worker.outputs import Scorer
 
 
 def free_settings(**changes: Any) -> Settings:

@@ -16,9 +16,10 @@ from aiokafka.errors import CommitFailedError, MessageSizeTooLargeError, Unknown
 from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 from aiokafka.structs import OffsetAndMetadata
 
-from fraudlib import broker_group, broker_log
-from fraudlib.broker_group import Group, Joined
-from fraudlib.broker_log import Partition, Topics
+from fraudlib.broker import group as broker_group
+from fraudlib.broker import log as broker_log
+from fraudlib.broker.group import Group, Joined
+from fraudlib.broker.log import Partition, Topics
 
 RANGE = [("range", b"topics")]
 
@@ -249,7 +250,7 @@ def address() -> Iterator[tuple[str, int]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         host, port = probe.getsockname()
-    process = subprocess.Popen([sys.executable, "-m", "fraudlib.broker_server", host, str(port), "64"])
+    process = subprocess.Popen([sys.executable, "-m", "fraudlib.broker.server", host, str(port), "64"])
     end = time.monotonic() + 20
     while time.monotonic() < end:
         try:

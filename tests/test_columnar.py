@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fraudlib import columnar, records
 from fraudlib.schema import COLUMNS
+from fraudlib.wire import columnar, records
 
 TRIP = b'{"trip_distance": 2.5, "fare_amount": 12.5, "duration_minutes": 15}'
 FULL: dict[str, Any] = {

@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from fraudlib import manifest, paths, trips
+from fraudlib.api.services import DRAIN_SECONDS
 from fraudlib.scoring import Scorer
-from fraudlib.services import DRAIN_SECONDS
 from fraudlib.settings import Settings
-from fraudlib.worker import DRAIN_SECONDS as WORKER_DRAIN_SECONDS
+from fraudlib.worker.main import DRAIN_SECONDS as WORKER_DRAIN_SECONDS
 
 ROOT = paths.root()
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from fraudlib import credentials, topics
 from fraudlib.errors import ServiceError
 from fraudlib.settings import Settings
+from fraudlib.wire import credentials, topics
 from tests.integration.conftest import free_port
 
 

@@ -13,8 +13,8 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from fraudlib import paths
-from fraudlib.gpu import DeviceMetrics
 from fraudlib.telemetry import ApiMetrics, RetrainMetrics, WorkerMetrics
+from fraudlib.worker.gpu import DeviceMetrics
 
 ROOT = paths.root()
 DOCKER = ROOT / "docker"

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from fraudlib import deadlines, gate
-from fraudlib.api import create_app
-from fraudlib.deadlines import Protocol
+from fraudlib.api import deadlines, gate
+from fraudlib.api.app import create_app
+from fraudlib.api.deadlines import Protocol
 from fraudlib.settings import Settings
 
 HEAD = b"POST /transaction HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 4000\r\n"

@@ -1,6 +1,6 @@
 """The reader's filters: what was written twice, and what was sent twice, passes once."""
 
-from fraudlib.delivery import Deduplicator, FirstOfId
+from fraudlib.wire.delivery import Deduplicator, FirstOfId
 
 
 def test_a_repetition_from_the_log_is_dropped() -> None:

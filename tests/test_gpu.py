@@ -3,7 +3,7 @@
 import pytest
 from prometheus_client import CollectorRegistry
 
-from fraudlib.gpu import DeviceMetrics
+from fraudlib.worker.gpu import DeviceMetrics
 
 
 def test_a_cpu_shows_its_name_and_no_gpu() -> None:

@@ -14,13 +14,14 @@ import orjson
 import pyarrow.parquet as pq
 import pytest
 
-from fraudlib import bundle, features, manifest, monitor, paths, scored, topics, trips
+from fraudlib import bundle, features, manifest, monitor, paths, scored, trips
 from fraudlib.bundle import Bundle
 from fraudlib.drift import Drift
 from fraudlib.errors import DataError, ParameterError, ServiceError
-from fraudlib.kafka import Publisher, Row
 from fraudlib.monitor import KEEP, RETRAIN, Part
 from fraudlib.settings import Settings
+from fraudlib.wire import topics
+from fraudlib.wire.kafka import Publisher, Row
 
 SAMPLE = paths.root() / "data/sample/green_tripdata_2023-05.parquet"
 
@@ -163,7 +164,7 @@ def broker() -> Iterator[Settings]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         host, port = probe.getsockname()
-    process = subprocess.Popen([sys.executable, "-m", "fraudlib.broker_server", host, str(port), "64"])
+    process = subprocess.Popen([sys.executable, "-m", "fraudlib.broker.server", host, str(port), "64"])
     yield Settings(kafka_bootstrap_servers=f"{host}:{port}")
     process.terminate()
     assert process.wait(10) == 0

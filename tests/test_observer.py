@@ -13,12 +13,12 @@ from prometheus_client import CollectorRegistry
 
 from fraudlib import manifest, paths, trips
 from fraudlib.errors import BundleError
-from fraudlib.observer import BUFFER, SAMPLE, Observer
-from fraudlib.outputs import Outputs, process
 from fraudlib.paths import SHADOW
 from fraudlib.scoring import Scorer
 from fraudlib.settings import Settings
 from fraudlib.telemetry import WorkerMetrics
+from fraudlib.worker.observer import BUFFER, SAMPLE, Observer
+from fraudlib.worker.outputs import Outputs, process
 
 TRIP: dict[str, Any] = {"trip_distance": 2.5, "duration_minutes": 15}
 

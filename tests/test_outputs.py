@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from bench import trivial
-from fraudlib import outputs
+from fraudlib.worker import outputs
 
 
 @dataclass

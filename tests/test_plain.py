@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fraudlib.plain import decode_few, plain
-from fraudlib.records import check, decode
-from fraudlib.transaction import EXAMPLE, FULL_EXAMPLE
+from fraudlib.wire.plain import decode_few, plain
+from fraudlib.wire.records import check, decode
+from fraudlib.wire.transaction import EXAMPLE, FULL_EXAMPLE
 
 NAMES = [*FULL_EXAMPLE, "duration_minutes", "pickup_datetime", "dropoff_datetime", "passenger_count", "accepted_at"]
 NAMES += ["tpep_pickup_datetime", "store_and_fwd_flag", "service", "vendor_id", "colour"]

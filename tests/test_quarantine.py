@@ -11,11 +11,11 @@ import numpy as np
 import orjson
 import pytest
 
-from fraudlib import quarantine
-from fraudlib.journal import Journal, Suspect
-from fraudlib.outputs import process
-from fraudlib.quarantine import PIECE, Quarantine, kills, pieces
 from fraudlib.settings import Settings
+from fraudlib.worker import quarantine
+from fraudlib.worker.journal import Journal, Suspect
+from fraudlib.worker.outputs import process
+from fraudlib.worker.quarantine import PIECE, Quarantine, kills, pieces
 
 TRIP: dict[str, Any] = {"trip_distance": 2.5, "fare_amount": 12.5, "duration_minutes": 15}
 

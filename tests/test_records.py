@@ -10,9 +10,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fraudlib import records
 from fraudlib.schema import COLUMNS
-from fraudlib.transaction import Transaction
+from fraudlib.wire import records
+from fraudlib.wire.transaction import Transaction
 
 TRIP: dict[str, Any] = {"trip_distance": 2.5, "fare_amount": 12.5, "duration_minutes": 15}
 TIMES = {"pickup_datetime": "2023-03-01T12:00:00", "dropoff_datetime": "2023-03-01T12:15:00.5"}

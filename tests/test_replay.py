@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 from aiokafka import AIOKafkaConsumer
 
-from fraudlib import fraud, paths, records, replay, simulate, trips
+from fraudlib import fraud, paths, simulate, trips
+from fraudlib.demo import replay
+from fraudlib.demo.senders import HttpSender, TopicSender
+from fraudlib.demo.stack import Stack, free_port
 from fraudlib.errors import ParameterError, ServiceError
 from fraudlib.schema import TOPIC_TRANSACTIONS
-from fraudlib.senders import HttpSender, TopicSender
 from fraudlib.settings import Settings
-from fraudlib.stack import Stack, free_port
+from fraudlib.wire import records
 
 SAMPLE = paths.root() / "data/sample/green_tripdata_2023-05.parquet"
 TRIP = b'{"trip_distance":1.0,"fare_amount":5.0,"duration_minutes":5.0}'

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fraudlib import paths, session
+from fraudlib import paths
+from fraudlib.demo import session
 from fraudlib.errors import ServiceError
 
 pytestmark = pytest.mark.slow
@@ -52,6 +53,6 @@ def test_a_running_stack_is_joined_and_left_running(live: session.Session, monke
 
 def test_a_stack_that_cannot_score_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a bundle there is no score, and the message shows the end of the worker's log."""
-    monkeypatch.setattr("fraudlib.stack.START_SECONDS", {"broker": 20.0, "api": 30.0, "worker": 4.0})
+    monkeypatch.setattr("fraudlib.demo.stack.START_SECONDS", {"broker": 20.0, "api": 30.0, "worker": 4.0})
     with pytest.raises(ServiceError, match=r"worker (was not ready|ended)"):
         session.Session.open(tmp_path, join=False)

@@ -11,7 +11,7 @@ from fraudlib import manifest, signature
 from fraudlib.errors import BundleError, ServiceError
 from fraudlib.paths import MANIFEST, SIGNATURE
 from fraudlib.settings import Settings
-from fraudlib.worker import load_scorer
+from fraudlib.worker.main import load_scorer
 from pipelines import registry
 from pipelines.__main__ import main
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fraudlib.tally import Tally
+from fraudlib.demo.tally import Tally
 
 
 def score(trip_id: str, is_flagged: bool = False) -> dict[str, Any]:

@@ -9,9 +9,11 @@ import sys
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from fraudlib import paths, watchdog, worker
-from fraudlib.gpu import DeviceMetrics
+from fraudlib import paths
 from fraudlib.telemetry import ApiMetrics, BulkHistogram, JsonFormatter, RetrainMetrics, WorkerMetrics, serve_health
+from fraudlib.worker import main as worker
+from fraudlib.worker import watchdog
+from fraudlib.worker.gpu import DeviceMetrics
 
 
 def test_many_observations_count_as_each_would() -> None:

@@ -59,10 +59,10 @@ def test_the_contracts_hold() -> None:
         ("fraudlib/tariff.py", "import pandas", "Tariffs"),
         ("fraudlib/features.py", "import torch", "Features and fraud"),
         ("fraudlib/fraud.py", "import urllib.request", "Features and fraud"),
-        ("fraudlib/api.py", "import torch", "The API"),
-        ("fraudlib/api.py", "from fraudlib import features", "The API"),
-        ("fraudlib/worker.py", "import fastapi", "The worker"),
-        ("fraudlib/worker.py", "from fraudlib import training", "The worker"),
+        ("fraudlib/api/app.py", "import torch", "The API"),
+        ("fraudlib/api/app.py", "from fraudlib import features", "The API"),
+        ("fraudlib/worker/main.py", "import fastapi", "The worker"),
+        ("fraudlib/worker/main.py", "from fraudlib import training", "The worker"),
         ("fraudlib/cli.py", "import papermill", "The library"),
         ("pipelines/retrain.py", "from fraudlib import scoring", "Pipelines"),
         ("pipelines/retrain.py", "import pandas", "Pipelines"),
@@ -92,7 +92,7 @@ def test_the_ground_floor_knows_only_itself(room: str) -> None:
 def test_the_api_starts_without_the_model() -> None:
     """A fresh interpreter that imports the API loads no torch, pandas or scikit-learn, so it starts fast."""
     heavy = ["torch", "pandas", "sklearn", "scipy", "pyarrow", "matplotlib", "fraudlib.features", "fraudlib.scoring"]
-    code = f"import sys, json, fraudlib.api; print(json.dumps([m for m in {heavy} if m in sys.modules]))"
+    code = f"import sys, json, fraudlib.api.app; print(json.dumps([m for m in {heavy} if m in sys.modules]))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(result.stdout) == []
 

@@ -16,20 +16,21 @@ from aiokafka import TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError
 from prometheus_client import CollectorRegistry
 
-from fraudlib import manifest, worker
-from fraudlib.batch import Batch
-from fraudlib.delivery import Deduplicator
+from fraudlib import manifest
 from fraudlib.errors import BundleError
-from fraudlib.journal import Journal
-from fraudlib.kafka import NotSentError, OutcomeUnknownError
-from fraudlib.live_bundle import LiveBundle
-from fraudlib.outputs import ModelError, process
 from fraudlib.paths import CURRENT
-from fraudlib.precedents import Output, Ruling, rulings
-from fraudlib.quarantine import Quarantine
 from fraudlib.settings import Settings
-from fraudlib.stages import Stages
 from fraudlib.telemetry import WorkerMetrics
+from fraudlib.wire.delivery import Deduplicator
+from fraudlib.wire.kafka import NotSentError, OutcomeUnknownError
+from fraudlib.worker import main as worker
+from fraudlib.worker.batch import Batch
+from fraudlib.worker.journal import Journal
+from fraudlib.worker.live_bundle import LiveBundle
+from fraudlib.worker.outputs import ModelError, process
+from fraudlib.worker.precedents import Output, Ruling, rulings
+from fraudlib.worker.quarantine import Quarantine
+from fraudlib.worker.stages import Stages
 
 TRIP: dict[str, Any] = {"trip_distance": 2.5, "fare_amount": 12.5, "duration_minutes": 15}
 FIELDS = ["transaction_id", "anomaly_score", "threshold", "is_flagged", "severity", "reasons", "bundle_id"]

@@ -13,12 +13,12 @@ import pytest
 from aiokafka import TopicPartition
 from prometheus_client import CollectorRegistry
 
-from fraudlib import publish_timeout
-from fraudlib.device_fallback import FallbackLoader, is_device_error, is_out_of_memory
-from fraudlib.kafka import OutcomeUnknownError, RefusedError
-from fraudlib.outputs import ModelError
-from fraudlib.stall_check import HungError, StallCheck, StuckError
 from fraudlib.telemetry import WorkerMetrics
+from fraudlib.wire.kafka import OutcomeUnknownError, RefusedError
+from fraudlib.worker import publish_timeout
+from fraudlib.worker.device_fallback import FallbackLoader, is_device_error, is_out_of_memory
+from fraudlib.worker.outputs import ModelError
+from fraudlib.worker.stall_check import HungError, StallCheck, StuckError
 
 torch = pytest.importorskip("torch")
 
@@ -126,7 +126,7 @@ def test_other_errors_are_left_to_whoever_knows_the_records() -> None:
 
 BLOCKED = """
 import asyncio, time
-from fraudlib.watchdog import Watchdog
+from fraudlib.worker.watchdog import Watchdog
 dog = Watchdog({seconds}, stop_seconds=0.5)
 dog.start()
 async def main():

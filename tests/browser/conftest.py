@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from fraudlib import paths
+from fraudlib.demo.stack import Stack, answers, free_port
 from fraudlib.settings import Settings
-from fraudlib.stack import Stack, answers, free_port
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the Python package playwright is not installed")
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
-from fraudlib.stack import Stack
+from fraudlib.demo.stack import Stack
 
 from .conftest import GHOST, elsewhere, playwright, post
 

@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
-from fraudlib.kafka import NotSentError, OutcomeUnknownError, Publisher
 from fraudlib.schema import TOPIC_SCORES
 from fraudlib.settings import Settings
+from fraudlib.wire.kafka import NotSentError, OutcomeUnknownError, Publisher
 
 from .mockcluster import PRODUCE, MockCluster
 

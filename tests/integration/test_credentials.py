@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from aiokafka.protocol.admin import SaslAuthenticateResponse_v1, SaslHandShakeResponse_v1
 
-from fraudlib import broker, credentials, topics
+from fraudlib.broker import main as broker
 from fraudlib.errors import ServiceError
-from fraudlib.kafka import Publisher
 from fraudlib.schema import TOPIC_TRANSACTIONS, TOPICS
 from fraudlib.settings import Settings
+from fraudlib.wire import credentials, topics
+from fraudlib.wire.kafka import Publisher
 from tests.integration.conftest import free_port, until
 
 HANDSHAKE, AUTHENTICATE, WRONG = 17, 36, 58

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from fraudlib import paths
-from fraudlib.stack import free_port
+from fraudlib.demo.stack import free_port
 
 ARTIFACTS = paths.root() / "artifacts"
 PORTS = ("--port", "--broker-port", "--metrics-port")

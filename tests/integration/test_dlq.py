@@ -5,9 +5,9 @@ import json
 import os
 import subprocess
 
-from fraudlib import topics
-from fraudlib.dlq import REPLAYED_FROM
 from fraudlib.settings import Settings
+from fraudlib.wire import topics
+from fraudlib.wire.dlq import REPLAYED_FROM
 
 from .conftest import FRAUDLIB, Site, until
 

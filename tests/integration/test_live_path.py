@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from fraudlib import manifest, paths, trips
-from fraudlib.delivery import Deduplicator, FirstOfId
 from fraudlib.scoring import Scorer
+from fraudlib.wire.delivery import Deduplicator, FirstOfId
 
 from .conftest import Service, Site, until
 

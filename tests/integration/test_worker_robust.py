@@ -14,11 +14,12 @@ import psutil
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from fraudlib import manifest, paths, precedents
-from fraudlib.delivery import Deduplicator
+from fraudlib import manifest, paths
 from fraudlib.paths import CURRENT, MANIFEST
-from fraudlib.precedents import Ruling
 from fraudlib.settings import Settings
+from fraudlib.wire.delivery import Deduplicator
+from fraudlib.worker import precedents
+from fraudlib.worker.precedents import Ruling
 
 from .conftest import Service, Site, free_port, until
 
@@ -34,7 +35,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import TopicAuthorizationFailedError
 from fraudlib import worker
 from fraudlib.settings import Settings
-from fraudlib.stages import Stages
+from fraudlib.worker.stages import Stages
 
 
 class Marked:

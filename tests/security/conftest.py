@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from fraudlib.demo.stack import Stack, free_port
 from fraudlib.settings import Settings
-from fraudlib.stack import Stack, free_port
 
 # `make fuzz` takes this profile: many more tries, new ones each time.
 settings.register_profile(

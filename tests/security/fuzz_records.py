@@ -7,8 +7,8 @@ import sys
 
 import atheris
 
-with atheris.instrument_imports(include=["fraudlib.records", "fraudlib.plain", "fraudlib.schema"]):
-    from fraudlib.records import decode
+with atheris.instrument_imports(include=["fraudlib.wire.records", "fraudlib.wire.plain", "fraudlib.schema"]):
+    from fraudlib.wire.records import decode
 
 
 def decode_one(data: bytes) -> None:

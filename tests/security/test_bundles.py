@@ -15,11 +15,11 @@ from prometheus_client import CollectorRegistry
 
 from fraudlib import bundle, manifest, paths, signature
 from fraudlib.errors import BundleError
-from fraudlib.live_bundle import LiveBundle
 from fraudlib.paths import CURRENT, MANIFEST, SIGNATURE
 from fraudlib.settings import Settings
 from fraudlib.telemetry import WorkerMetrics
-from fraudlib.worker import load_scorer
+from fraudlib.worker.live_bundle import LiveBundle
+from fraudlib.worker.main import load_scorer
 from tests.conftest import BUNDLE
 
 Tamper = Callable[["Place", Path, random.Random], object]

@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from fraudlib.stack import Stack
+from fraudlib.demo.stack import Stack
 
 TRIP: Final = b'{"trip_distance": 2.5, "fare_amount": 12.5, "duration_minutes": 15}'
 JSON: Final = "Content-Type: application/json"

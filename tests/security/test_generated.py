@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fraudlib import paths
-from fraudlib.stack import Stack
+from fraudlib.demo.stack import Stack
 
 HERE = Path(__file__).parent
 SHORT = ("--max-examples", "3", "--phases", "examples,coverage,fuzzing")

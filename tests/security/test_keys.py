@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from fraudlib import access, keys
-from fraudlib.access import require_safe_address
-from fraudlib.api import create_app
+from fraudlib.api import access, keys
+from fraudlib.api.access import require_safe_address
+from fraudlib.api.app import create_app
+from fraudlib.api.keys import Keys, make_key, read_clients
 from fraudlib.errors import DataError, ParameterError, ServiceError
-from fraudlib.keys import Keys, make_key, read_clients
 from fraudlib.settings import Settings
 from tests.test_api import JSON, TRIP, Broker, ask, is_problem, sent
 
@@ -319,7 +319,7 @@ def test_a_rate_below_one_a_second_still_lets_one_pass() -> None:
 
 def test_many_addresses_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients longest unseen are forgotten."""
-    monkeypatch.setattr("fraudlib.rates.REMEMBERED", 10)
+    monkeypatch.setattr("fraudlib.api.rates.REMEMBERED", 10)
     rates = access.Rates(1)
     for number in range(100):
         rates.bucket(str(number))

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fraudlib import paths
-from fraudlib.plain import plain
-from fraudlib.records import check, decode, is_id
 from fraudlib.schema import BY_NAME, COLUMNS
-from fraudlib.transaction import FULL_EXAMPLE
+from fraudlib.wire.plain import plain
+from fraudlib.wire.records import check, decode, is_id
+from fraudlib.wire.transaction import FULL_EXAMPLE
 from tests.security.damage import damaged
 
 GOOD = (

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from bench.overload import Phase, offer, recovery_s
+from fraudlib.demo.stack import Stack, free_port
 from fraudlib.settings import Settings
-from fraudlib.stack import Stack, free_port
 
 
 def test_what_is_too_much_is_refused_and_then_all_is_well(tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from fraudlib import paths
-from fraudlib.keys import authorization, make_key
-from fraudlib.replay import Plan, replay
+from fraudlib.api.keys import authorization, make_key
+from fraudlib.demo.replay import Plan, replay
+from fraudlib.demo.senders import HttpSender
+from fraudlib.demo.stack import Stack, free_port
 from fraudlib.schema import TOPIC_DEAD_LETTERS, TOPIC_TRANSACTIONS
-from fraudlib.senders import HttpSender
 from fraudlib.settings import Settings
-from fraudlib.stack import Stack, free_port
 
 CANARY = "Canary-4242-4242-4242-4242"
 SAMPLE = paths.root() / "data/sample/green_tripdata_2023-05.parquet"

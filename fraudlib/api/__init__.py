@@ -1,0 +1,1 @@
+"""The HTTP door: requests in, messages on the topic, answers back."""

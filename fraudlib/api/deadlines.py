@@ -1,0 +1,125 @@
+"""HTTP connections with deadlines: who does not finish a request's head, sits idle or takes no answer is let go.
+
+uvicorn alone limits only the idle time between two requests. The body's deadline is the gate's, which can answer.
+"""
+
+import asyncio
+from typing import Any, Final
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from fraudlib.api.problems import MEDIA_TYPE, Problem
+
+HEAD_SECONDS: Final = 9.5
+HEAD_BYTES: Final = 65_536
+STALL_SECONDS: Final = 9.5
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's protocol, with a deadline for each request's head and for an answer that nobody takes.
+
+    Attributes
+    ----------
+    head_seconds : from the connection's start or the last answer to the end of the next head.
+    head_bytes : most bytes of a head.
+    stall_seconds : longest time in which nothing of a waiting answer goes out.
+    """
+
+    head_seconds = HEAD_SECONDS
+    head_bytes = HEAD_BYTES
+    stall_seconds = STALL_SECONDS
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._head_read = 0
+        self._stall_timer: asyncio.TimerHandle | None = None
+        self._running: RequestResponseCycle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Expect the first head."""
+        super().connection_made(transport)
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the deadlines."""
+        self._end_head()
+        self._end_stall()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take a piece of a request; a head without end is refused."""
+        super().data_received(data)
+        if self._head_timer is not None:
+            self._head_read += len(data)
+            if self._head_read > self.head_bytes and not self.transport.is_closing():
+                self.send_400_response(f"expected a head of at most {self.head_bytes} bytes")
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no request, as a problem; whole requests before it get their answers first."""
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete and not cycle.more_body:
+            cycle.keep_alive = False
+            self.flow.pause_reading()
+            return
+        body = bytes(Problem(400, "expected an HTTP/1.1 request, found something else").response().body)
+        head = f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        self.transport.write(b"HTTP/1.1 400 Bad Request\r\n" + head.encode() + body)
+        self.transport.close()
+
+    def on_headers_complete(self) -> None:
+        """The head is there in time."""
+        self._end_head()
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """Expect the next head, unless it has come already."""
+        super().on_response_complete()
+        if self.timeout_keep_alive_task is not None:
+            self._expect_head()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def pause_writing(self) -> None:
+        """The client does not keep up with the answer."""
+        super().pause_writing()
+        self._watch_stall(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """The client took most of the answer."""
+        self._end_stall()
+        super().resume_writing()
+
+    def _expect_head(self) -> None:
+        self._end_head()
+        # A close lets a waiting answer go out first; that one has its own deadline.
+        self._head_timer = self.loop.call_later(self.head_seconds, self.transport.close)
+
+    def _end_head(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer, self._head_read = None, 0
+
+    def _watch_stall(self, size: int) -> None:
+        def look() -> None:
+            left = self.transport.get_write_buffer_size()
+            if left >= size:
+                self._drop()
+            else:
+                self._watch_stall(left)
+
+        self._stall_timer = self.loop.call_later(self.stall_seconds, look)
+
+    def _drop(self) -> None:
+        # Answers that are still being made are told so, or they would write to what is closed.
+        self.pipeline.clear()
+        if self._running is not None:
+            self._running.disconnected = True
+        self.transport.abort()
+
+    def _end_stall(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None

@@ -1,0 +1,1 @@
+"""The embedded Kafka broker, for machines without one."""

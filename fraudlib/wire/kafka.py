@@ -1,0 +1,279 @@
+"""How the services talk to Kafka: connection options, partitions of keys, and publishing with a known outcome."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import (
+    InvalidTopicError,
+    KafkaError,
+    MessageSizeTooLargeError,
+    NotEnoughReplicasError,
+    OutOfOrderSequenceNumber,
+    ProducerClosed,
+    ProducerFenced,
+    RecordListTooLargeError,
+    TopicAuthorizationFailedError,
+    UnknownProducerId,
+)
+from numpy.typing import NDArray
+
+from fraudlib.errors import ServiceError
+from fraudlib.settings import Settings
+from fraudlib.wire.credentials import security_options
+
+log = logging.getLogger(__name__)
+
+Row = tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]
+"""Key, value and headers of a message to publish."""
+
+BATCH_BYTES: Final = 900_000  # below the 1,048,588 bytes that Kafka takes in one batch by default
+STRIKES: Final = 3
+
+# After these the broker has certainly not appended; any other error may come after the write.
+_REFUSED: Final = (
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    InvalidTopicError,
+    TopicAuthorizationFailedError,
+)
+_NOT_WRITTEN: Final = (NotEnoughReplicasError, ProducerClosed)
+# An idempotent producer that met one of these fails for ever; only a new one helps.
+_POISONED: Final = (OutOfOrderSequenceNumber, ProducerFenced, UnknownProducerId)
+
+
+class NotSentError(ServiceError):
+    """The broker has not got the message; sending it again is safe.
+
+    Attributes
+    ----------
+    acknowledged : of several rows, how many leading ones the broker has for certain.
+    """
+
+    acknowledged = 0
+
+
+class RefusedError(NotSentError):
+    """The broker answered, and will not take this message however often it is sent."""
+
+
+class OutcomeUnknownError(ServiceError):
+    """The broker may or may not have the message; sending it again may write it twice.
+
+    Attributes
+    ----------
+    acknowledged : of several rows, how many leading ones the broker has for certain.
+    """
+
+    acknowledged = 0
+
+
+def client_options(settings: Settings) -> dict[str, Any]:
+    """Options that every Kafka client of the project takes; raises as `credentials.security_options` does."""
+    servers = settings.kafka_bootstrap_servers
+    return {"bootstrap_servers": servers, "request_timeout_ms": 5000, **security_options(settings)}
+
+
+def partitions_of(keys: Sequence[bytes], partitions: int) -> NDArray[np.int64]:
+    """Partition of each key, as Kafka's default partitioner chooses it (murmur2), so that all clients agree.
+
+    Examples
+    --------
+    >>> partitions_of([b"kafka", b"trip-21"], 4).tolist()
+    [0, 2]
+    """
+    out = np.empty(len(keys), dtype=np.int64)
+    by_length: dict[int, list[int]] = {}
+    for row, key in enumerate(keys):
+        by_length.setdefault(len(key), []).append(row)
+    for length, rows in by_length.items():
+        raw = np.frombuffer(b"".join([keys[row] for row in rows]), dtype=np.uint8).reshape(len(rows), length)
+        out[rows] = (_murmur2(raw) & 0x7FFFFFFF) % partitions
+    return out
+
+
+def _murmur2(raw: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    """Kafka's murmur2 of each row of bytes (n, length)."""
+    n, length = raw.shape
+    m, whole = np.uint32(0x5BD1E995), length // 4 * 4
+    h = np.full(n, 0x9747B28C ^ length, dtype=np.uint32)
+    for k in np.ascontiguousarray(raw[:, :whole]).view("<u4").astype(np.uint32).T:
+        k = k * m
+        k ^= k >> np.uint32(24)
+        h = (h * m) ^ (k * m)
+    for i in range(length - whole):
+        h ^= raw[:, whole + i].astype(np.uint32) << np.uint32(8 * i)
+    if length > whole:
+        h *= m
+    h ^= h >> np.uint32(13)
+    h *= m
+    h ^= h >> np.uint32(15)
+    return h
+
+
+def _retrieve(future: "asyncio.Future[Any]") -> None:
+    # A future that was given up may still fail; asked for its exception, it does not complain at its end.
+    if not future.cancelled():
+        future.exception()
+
+
+class Publisher:
+    """A Kafka producer whose failures say whether the message was sent, and that knows when to be replaced.
+
+    Parameters
+    ----------
+    settings : Settings
+    linger_ms : how long a single message waits for company.
+    """
+
+    def __init__(self, settings: Settings, linger_ms: int = 0) -> None:
+        self._settings = settings
+        self._linger_ms = linger_ms
+        self._producer: AIOKafkaProducer | None = None
+        self._strikes = 0
+        self._partitions: dict[str, int] = {}
+        self.broken = asyncio.Event()
+
+    async def start(self) -> None:
+        """Connect.
+
+        Raises
+        ------
+        aiokafka.errors.KafkaError
+            If the broker does not answer.
+        """
+        producer = AIOKafkaProducer(
+            **client_options(self._settings),
+            acks="all",
+            enable_idempotence=self._settings.kafka_idempotence,
+            linger_ms=self._linger_ms,
+            max_batch_size=BATCH_BYTES,
+            max_request_size=2 * BATCH_BYTES,
+        )
+        try:
+            await producer.start()
+        except BaseException:
+            await _close(producer, 2)
+            raise
+        self._producer, self._strikes, self._partitions = producer, 0, {}
+        self.broken.clear()
+
+    async def stop(self, seconds: float = 5.0) -> bool:
+        """Flush and disconnect; False where that did not end in time."""
+        producer, self._producer = self._producer, None
+        return True if producer is None else await _close(producer, seconds)
+
+    def _current(self) -> AIOKafkaProducer:
+        if self._producer is None:
+            raise NotSentError("the broker is not connected; try again")
+        return self._producer
+
+    async def answers(self) -> bool:
+        """Whether the broker answers a request for metadata within two seconds."""
+        if self._producer is None:
+            return False
+        try:
+            async with asyncio.timeout(2):
+                return bool(await self._producer.client.force_metadata_update())
+        except (KafkaError, TimeoutError):
+            return False
+
+    async def partitions(self, topic: str) -> int:
+        """Number of partitions of a topic.
+
+        Raises
+        ------
+        NotSentError
+            If the broker does not say within a second.
+        """
+        if topic not in self._partitions:
+            try:
+                async with asyncio.timeout(1):
+                    self._partitions[topic] = len(await self._current().partitions_for(topic))
+            except (KafkaError, TimeoutError) as err:
+                raise NotSentError(f"the broker does not describe topic {topic}; try again") from err
+        return self._partitions[topic]
+
+    async def send(self, topic: str, key: bytes, value: bytes) -> None:
+        """Publish one message and wait for the acknowledgement.
+
+        Raises
+        ------
+        NotSentError, OutcomeUnknownError
+        """
+        producer = self._current()
+        try:
+            async with asyncio.timeout(1):
+                future = await producer.send(topic, value, key)
+        except (KafkaError, TimeoutError) as err:
+            raise self._strike(err, NotSentError("the broker takes no more messages; try again")) from err
+        await self._acknowledged(future)
+
+    async def send_rows(self, topic: str, partition: int, rows: Sequence[Row]) -> None:
+        """Publish rows in order, one batch in flight, each acknowledged before the next.
+
+        Raises
+        ------
+        NotSentError, OutcomeUnknownError
+            With `acknowledged`, the number of leading rows that the broker has for certain.
+        """
+        done = 0
+        try:
+            producer = self._current()
+            batch = producer.create_batch()
+            for row, (key, value, headers) in enumerate(rows):
+                if batch.append(timestamp=None, key=key, value=value, headers=headers) is None:
+                    await self._submit(producer, batch, topic, partition)
+                    done, batch = row, producer.create_batch()
+                    batch.append(timestamp=None, key=key, value=value, headers=headers)
+            if rows:
+                await self._submit(producer, batch, topic, partition)
+        except (NotSentError, OutcomeUnknownError) as err:
+            err.acknowledged = done
+            raise
+
+    async def _submit(self, producer: AIOKafkaProducer, batch: Any, topic: str, partition: int) -> None:
+        batch.close()
+        try:
+            async with asyncio.timeout(self._settings.send_timeout_seconds):
+                future = await producer.send_batch(batch, topic, partition=partition)
+        except (KafkaError, TimeoutError, AssertionError) as err:
+            raise self._strike(err, NotSentError(f"the broker takes no batch for {topic}; try again")) from err
+        await self._acknowledged(future)
+
+    async def _acknowledged(self, future: "asyncio.Future[Any]") -> None:
+        future.add_done_callback(_retrieve)
+        try:
+            # A little longer than the producer's own limit, so that its more telling error comes first.
+            async with asyncio.timeout(self._settings.send_timeout_seconds + 0.5):
+                await asyncio.shield(future)
+        except _REFUSED as err:
+            raise self._strike(err, RefusedError(f"the broker refused the message: {type(err).__name__}")) from err
+        except _NOT_WRITTEN as err:
+            raise self._strike(err, NotSentError(f"the broker refused the message: {type(err).__name__}")) from err
+        except (KafkaError, TimeoutError) as err:
+            text = "the broker did not acknowledge in time; the message may or may not be there"
+            raise self._strike(err, OutcomeUnknownError(text)) from err
+        self._strikes = 0
+
+    def _strike(self, cause: Exception, error: ServiceError) -> ServiceError:
+        self._strikes += 1
+        if self._strikes >= STRIKES or isinstance(cause, _POISONED):
+            self.broken.set()
+        return error
+
+
+async def _close(producer: AIOKafkaProducer, seconds: float) -> bool:
+    # stop() waits for ever where the broker is gone.
+    task = asyncio.ensure_future(producer.stop())
+    done, _ = await asyncio.wait([task], timeout=seconds)
+    if not done:
+        task.cancel()
+        with contextlib.suppress(KafkaError):
+            await asyncio.wait_for(producer.client.close(), 1)
+        return False
+    return task.exception() is None

@@ -1,0 +1,1 @@
+"""The scoring door: messages in, scores, alerts and dead letters out."""
