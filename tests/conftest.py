@@ -7,10 +7,15 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from hypothesis import HealthCheck, settings
 from nbformat.v4 import new_code_cell, new_notebook
 
 from fraudlib import manifest
 from fraudlib.paths import MANIFEST
+
+# A busy machine is no fault of an example. `make fuzz` names another profile.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 Seal = Callable[..., Path]
 
