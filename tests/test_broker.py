@@ -113,7 +113,8 @@ def test_a_missing_binary_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_broker_ends_with_its_parent(number: int, code: int) -> None:
     """A stop ends it in order with 0; even a killed parent leaves no process behind."""
     settings = free_settings()
-    script = "import sys; from fraudlib import broker, settings; sys.exit(broker.run(settings.Settings()))"
+    script = "import sys; from fraudlib import settings; from fraudlib.broker import main as broker; "
+    script += "sys.exit(broker.run(settings.Settings()))"
     env = os.environ | {"FRAUDLIB_BROKER_PORT": str(settings.broker_port)}
     parent = subprocess.Popen([sys.executable, "-c", script], env=env, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 15

@@ -25,7 +25,7 @@ SAMPLE = "pipelines/params/sample.yaml"
 PATIENCE_SECONDS = 300.0
 LOST = """
 import asyncio, json
-from fraudlib import topics
+from fraudlib.wire import topics
 from fraudlib.settings import Settings
 s, scored = Settings(), set()
 total = asyncio.run(topics.total(s, ["transactions"]))

@@ -33,7 +33,7 @@ from types import SimpleNamespace
 import numpy as np
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import TopicAuthorizationFailedError
-from fraudlib import worker
+from fraudlib.worker import main as worker
 from fraudlib.settings import Settings
 from fraudlib.worker.stages import Stages
 
