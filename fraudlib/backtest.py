@@ -273,10 +273,18 @@ def main(first: str, last: str, data_dir: Path, out: Path, service: str, **chose
     """Walk forward through the months of a folder; the table goes to stdout and, with a figure, into --out."""
     try:
         there = between(list(months.months(data_dir, service)), first, last)
+        if not there:
+            raise DataError(
+                f"{data_dir}: expected {service} months from {first} to {last}, found none; put some there or correct "
+                "--data-dir, --from and --to"
+            )
         parts.use_one_thread()
         table = walk(data_dir, service, there, Config(**chosen), lambda line: click.echo(line, err=True))
         origin = parts.origin(splits.describe(data_dir, service, {month: month for month in there}))
         write(table, origin, out)
+    except OSError as err:
+        click.echo(f"{err.filename or out}: {err.strerror or err}", err=True)
+        sys.exit(1)
     except FraudError as err:
         click.echo(str(err), err=True)
         sys.exit(2 if isinstance(err, ParameterError) else 1)

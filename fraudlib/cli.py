@@ -1,10 +1,12 @@
 """The command line: one command for each use, one sentence for each mistake."""
 
+import logging
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -51,7 +53,7 @@ def _bar(total: int | None, unit: str, description: str) -> Iterator["tqdm[NoRet
     from tqdm import tqdm
 
     seen = sys.stderr.isatty()
-    calm: dict[str, Any] = {} if seen else {"delay": 2, "mininterval": 10, "ascii": True}
+    calm: dict[str, Any] = {} if seen else {"delay": 2, "mininterval": 2, "ascii": True}
     with tqdm(total=total, unit=unit, unit_scale=True, desc=description, file=sys.stderr, **calm) as bar:
         yield bar
 
@@ -154,7 +156,8 @@ def broker() -> int:
 
 
 @cli.command()
-def topics() -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def topics(as_json: bool) -> None:
     """Create the topics that are missing, and show the partitions of each.
 
     Waits for the broker for up to a minute. A topic that is there stays as it is. Configured by
@@ -163,11 +166,13 @@ def topics() -> None:
 
     \b
     Example:
-      FRAUDLIB_TOPIC_PARTITIONS=12 fraudlib topics
+      FRAUDLIB_TOPIC_PARTITIONS=12 fraudlib topics --json
     """
     from fraudlib.wire.topics import prepare
 
-    created, partitions = prepare(_settings())
+    created, partitions = prepare(_settings(), on_wait=lambda why: click.echo(why, err=True))
+    if as_json:
+        return click.echo(_json({"partitions": partitions, "created": created}))
     for name, count in partitions.items():
         click.echo(f"{name}: {count} partitions{', created' if name in created else ''}")
 
@@ -329,9 +334,24 @@ def dlq() -> None:
     """
 
 
+def _moment(context: click.Context, option: click.Parameter, text: str) -> str:
+    """The text as dead letters write their time, as far as it was given; wrong usage where it is no time."""
+    try:
+        datetime.fromisoformat(text or "2026-01-31")
+    except ValueError:
+        raise click.BadParameter(f"expected a UTC time such as 2026-01-31T03:00:00, found {text!r}") from None
+    return text.replace(" ", "T")
+
+
 _FILTERS = (
     click.option("--error", metavar="CLASS", help="Only those of this error, such as SchemaError or ScoreError."),
-    click.option("--since", metavar="TIME", default="", help="Only those that failed at this UTC time or later."),
+    click.option(
+        "--since",
+        metavar="TIME",
+        default="",
+        callback=_moment,
+        help="Only those that failed at this UTC time or later.",
+    ),
     click.option("--limit", type=click.IntRange(min=1), help="Only the latest so many."),
 )
 
@@ -361,7 +381,8 @@ def dlq_list(error: str | None, since: str, limit: int | None, as_json: bool) ->
 
 @dlq.command("replay")
 @_filtered
-def dlq_replay(error: str | None, since: str, limit: int | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def dlq_replay(error: str | None, since: str, limit: int | None, as_json: bool) -> None:
     """Send dead letters to the topic transactions again, as they came; they stay where they are as well.
 
     \b
@@ -371,17 +392,24 @@ def dlq_replay(error: str | None, since: str, limit: int | None) -> None:
     from fraudlib.wire.dlq import letters, replay
 
     settings = _settings()
-    click.echo(f"{replay(settings, letters(settings, error, since, limit)):,} dead letters sent again")
+    sent = replay(settings, letters(settings, error, since, limit))
+    click.echo(_json({"sent": sent}) if as_json else f"{sent:,} dead letters sent again")
 
 
 @cli.group()
 def labels() -> None:
-    """Analysts' verdicts, for the notebooks' parameter `labels_file`."""
+    """Analysts' verdicts, for the notebooks' parameter `labels_file`.
+
+    \b
+    Example:
+      fraudlib labels export data/labels.jsonl
+    """
 
 
 @labels.command("export")
 @click.argument("path", type=click.Path(path_type=Path, dir_okay=False))
-def labels_export(path: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def labels_export(path: Path, as_json: bool) -> None:
     """Write every label of the topic to PATH as JSON lines, corrections among them, with the score of its alert.
 
     \b
@@ -390,24 +418,14 @@ def labels_export(path: Path) -> None:
     """
     from fraudlib.labels import export
 
-    click.echo(f"{export(_settings(), path):,} labels in {path}")
+    count = export(_settings(), path)
+    click.echo(_json({"labels": count, "path": str(path)}) if as_json else f"{count:,} labels in {path}")
 
 
 def _json(value: dict[str, Any]) -> str:
     import orjson
 
     return orjson.dumps(value).decode()
-
-
-def _invalid_setting(err: Exception) -> str | None:
-    """Sentence about the first wrong FRAUDLIB_* setting, None where the error is of another kind."""
-    from pydantic import ValidationError
-
-    if not isinstance(err, ValidationError) or err.title != "Settings":
-        return None
-    first = err.errors()[0]
-    name = "FRAUDLIB_" + "_".join(map(str, first["loc"])).upper()
-    return f"{name}: {first['msg'][0].lower()}{first['msg'][1:]}, found {first['input']!r}; correct or unset it"
 
 
 def _fail(message: str, code: int = EXIT_FAILED) -> NoReturn:
@@ -417,6 +435,8 @@ def _fail(message: str, code: int = EXIT_FAILED) -> NoReturn:
 
 def main() -> NoReturn:
     """Entry of the console script: run a command, turn what went wrong into one sentence and an exit code."""
+    # Without a handler the client's own line on a broker that is down would stand before the sentence.
+    logging.getLogger("aiokafka").addHandler(logging.NullHandler())
     try:
         code = cli.main(prog_name="fraudlib", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -436,9 +456,11 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FAILED)
     except OSError as err:
-        _fail(f"{err.filename or 'input or output'}: {err.strerror or err}")
+        _fail(f"{err.filename or 'input or output'}: {err.strerror or err}; name another or correct it")
     except ValueError as err:
-        if sentence := _invalid_setting(err):
+        from fraudlib.settings import invalid
+
+        if sentence := invalid(err):
             _fail(sentence, EXIT_USAGE)
         raise
 

@@ -60,6 +60,7 @@ def start(name: str, address: str | None = None) -> Iterator[Engine]:
 @contextmanager
 def _cluster(address: str | None) -> Iterator["Client"]:
     from distributed import Client, LocalCluster
+    from distributed.comm.addressing import get_address_host_port
 
     if address is None:
         from fraudlib.settings import Settings
@@ -71,6 +72,7 @@ def _cluster(address: str | None) -> Iterator["Client"]:
             yield client
         return
     try:
+        get_address_host_port(address)  # a client that fails at this is torn down with a traceback of its own
         client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as err:
         raise ServiceError(

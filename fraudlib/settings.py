@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fraudlib import paths
@@ -122,3 +122,12 @@ class Settings(BaseSettings):
     def state(self) -> Path:
         """Absolute folder of the crash journals."""
         return paths.resolve(self.state_dir)
+
+
+def invalid(err: Exception) -> str | None:
+    """Sentence about the first wrong FRAUDLIB_* setting, None where the error is of another kind."""
+    if not isinstance(err, ValidationError) or err.title != "Settings":
+        return None
+    first = err.errors()[0]
+    name = "FRAUDLIB_" + "_".join(map(str, first["loc"])).upper()
+    return f"{name}: {first['msg'][0].lower()}{first['msg'][1:]}, found {first['input']!r}; correct or unset it"

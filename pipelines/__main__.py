@@ -14,7 +14,7 @@ import click
 
 from fraudlib import paths, signature
 from fraudlib.errors import FraudError, ParameterError
-from fraudlib.settings import Settings
+from fraudlib.settings import Settings, invalid
 from pipelines import registry
 
 FOLDER = click.Path(path_type=Path, file_okay=False, resolve_path=True)
@@ -334,7 +334,15 @@ def run() -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         sys.exit(EXIT_INTERRUPTED)
-    except (FraudError, OSError) as err:
+    except ValueError as err:
+        if not (sentence := invalid(err)):
+            raise
+        click.echo(sentence, err=True)
+        sys.exit(EXIT_PARAMETER)
+    except OSError as err:
+        click.echo(f"{err.filename or 'input or output'}: {err.strerror or err}; name another or correct it", err=True)
+        sys.exit(EXIT_FAILED)
+    except FraudError as err:
         click.echo(str(err), err=True)
         known: dict[type[Exception], int] = {ParameterError: EXIT_PARAMETER, registry.BusyError: EXIT_BUSY}
         sys.exit(known.get(type(err), EXIT_FAILED))

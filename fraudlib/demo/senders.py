@@ -126,11 +126,16 @@ class HttpSender(_Patient):
     def __init__(self, url: str, headers: Mapping[str, str] | None = None, **patience: Any) -> None:
         super().__init__(**patience)
         self.url = url.rstrip("/")
-        parts = urllib.parse.urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ParameterError(f"expected an address such as http://127.0.0.1:8000, found {url!r}")
+        wrong = ParameterError(f"expected an address such as http://127.0.0.1:8000, found {url!r}; correct it")
+        try:
+            parts = urllib.parse.urlsplit(self.url)
+            host, port = parts.hostname, parts.port
+        except ValueError as err:
+            raise wrong from err
+        if parts.scheme not in ("http", "https") or not host:
+            raise wrong
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._connection = kind(parts.hostname, parts.port, timeout=TIMEOUT_SECONDS)
+        self._connection = kind(host, port, timeout=TIMEOUT_SECONDS)
         self._path, self._headers = parts.path, dict(headers or {})
         self._met = False
 

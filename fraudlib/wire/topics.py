@@ -18,8 +18,14 @@ from fraudlib.wire.kafka import Publisher, client_options
 PATIENCE_SECONDS: Final = 60.0
 
 
-def prepare(settings: Settings, patience_s: float = PATIENCE_SECONDS) -> tuple[list[str], dict[str, int]]:
+def prepare(
+    settings: Settings, patience_s: float = PATIENCE_SECONDS, on_wait: Callable[[str], object] = lambda why: None
+) -> tuple[list[str], dict[str, int]]:
     """Create the topics that are missing, waiting for the broker as long as `patience_s`.
+
+    Parameters
+    ----------
+    on_wait : told once, before the first wait, for what and for how long.
 
     Returns
     -------
@@ -32,11 +38,13 @@ def prepare(settings: Settings, patience_s: float = PATIENCE_SECONDS) -> tuple[l
         If the broker does not let this client in, or refuses.
     """
     security_options(settings)
-    return asyncio.run(_prepare(settings, time.monotonic() + patience_s))
+    return asyncio.run(_prepare(settings, patience_s, on_wait))
 
 
-async def _prepare(settings: Settings, end: float) -> tuple[list[str], dict[str, int]]:
-    publisher = Publisher(settings)
+async def _prepare(
+    settings: Settings, patience_s: float, on_wait: Callable[[str], object]
+) -> tuple[list[str], dict[str, int]]:
+    publisher, end, is_told = Publisher(settings), time.monotonic() + patience_s, False
     while True:
         try:
             created = await ensure_topics(settings)
@@ -45,6 +53,9 @@ async def _prepare(settings: Settings, end: float) -> tuple[list[str], dict[str,
         except (KafkaError, OSError) as err:
             if time.monotonic() > end:
                 raise await no_broker(settings) from err
+            if not is_told:
+                on_wait(f"waiting up to {patience_s:.0f} s for the broker at {settings.kafka_bootstrap_servers}")
+                is_told = True
             await asyncio.sleep(1)
     try:
         return created, {topic: await publisher.partitions(topic) for topic in TOPICS}
