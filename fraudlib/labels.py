@@ -4,7 +4,6 @@ Only alerts are reviewed. What was never flagged has no verdict, so that labels 
 never a recall.
 """
 
-import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any, Final
 import numpy as np
 import orjson
 import pandas as pd
-from aiokafka.errors import KafkaError
 
 from fraudlib import manifest, paths
 from fraudlib.errors import DataError
@@ -21,7 +19,6 @@ from fraudlib.evaluation import Interval, wilson
 from fraudlib.schema import TOPIC_ALERTS, TOPIC_LABELS
 from fraudlib.settings import Settings
 from fraudlib.wire import topics
-from fraudlib.wire.credentials import no_broker
 
 VERDICTS: Final = ("fraud", "honest")
 UNREVIEWED: Final = "nobody has reviewed any"
@@ -106,6 +103,25 @@ def of_file(name: str, delay_days: float) -> Labels:
     return given.known_at(manifest.now(), delay_days)
 
 
+def of_topic(settings: Settings) -> Labels:
+    """Labels that the topic holds.
+
+    Raises
+    ------
+    ServiceError
+        If the broker does not answer.
+    """
+    given = _given(settings)
+    return Labels(_checked(pd.DataFrame(given), TOPIC_LABELS)) if given else none()
+
+
+def _given(settings: Settings) -> list[dict[str, Any]]:
+    """Labels of the topic in the order in which they were given."""
+    given: list[dict[str, Any]] = []
+    topics.fetch(settings, TOPIC_LABELS, lambda message: given.append(orjson.loads(message.value)))
+    return sorted(given, key=lambda label: str(label["labeled_at"]))
+
+
 def side_by_side(reviewed: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """Table of what `Labels.above` found, a row for each threshold, the precision with its interval in words."""
     rows = {
@@ -126,7 +142,7 @@ def _lines(path: Path) -> pd.DataFrame:
     return pd.DataFrame([orjson.loads(line) for line in path.read_bytes().splitlines() if line.strip()])
 
 
-def _checked(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+def _checked(table: pd.DataFrame, path: Path | str) -> pd.DataFrame:
     wrong = ~table.verdict.isin(VERDICTS)
     if wrong.any():
         found = table.verdict[wrong].iloc[0]
@@ -154,19 +170,14 @@ def export(settings: Settings, path: Path) -> int:
     ServiceError
         If the broker does not answer; a file that was there stays.
     """
-    given: list[dict[str, Any]] = []
+    given = _given(settings)
     alerts: dict[str, dict[str, Any]] = {}
 
     def alert(message: Any) -> None:
         content = orjson.loads(message.value)
         alerts[content["transaction_id"]] = {name: content.get(name) for name in ALERT_FIELDS}
 
-    try:
-        asyncio.run(topics.read_all(settings, TOPIC_LABELS, lambda message: given.append(orjson.loads(message.value))))
-        asyncio.run(topics.read_all(settings, TOPIC_ALERTS, alert))
-    except (KafkaError, OSError) as err:
-        raise asyncio.run(no_broker(settings)) from err
-    given.sort(key=lambda label: str(label["labeled_at"]))
+    topics.fetch(settings, TOPIC_ALERTS, alert)
     lines = [orjson.dumps(label | alerts.get(label["transaction_id"], {})) + b"\n" for label in given]
     manifest.write_atomic(path, b"".join(lines))
     return len(lines)

@@ -1,8 +1,6 @@
 """Scored trips to look back on: months beside their scores, or the topics of a live stack."""
 
-import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,17 +8,15 @@ import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
-from aiokafka.errors import KafkaError
 
 from fraudlib import spans, trips
 from fraudlib.errors import DataError
 from fraudlib.monitor import Part
 from fraudlib.reasons import in_words
-from fraudlib.schema import TOPIC_LABELS, TOPIC_SCORES, TOPIC_TRANSACTIONS
+from fraudlib.schema import TOPIC_SCORES, TOPIC_TRANSACTIONS
 from fraudlib.scorefile import BUNDLE_KEY, CHUNK_ROWS, chunks
 from fraudlib.settings import Settings
 from fraudlib.wire import topics
-from fraudlib.wire.credentials import no_broker
 from fraudlib.wire.records import decode
 
 Place = tuple[int, int]  # partition and offset of a transaction
@@ -93,8 +89,8 @@ def of_topics(settings: Settings, bundle_id: str) -> list[Part]:
         if (place := (message.partition, message.offset)) in scores:
             values.append((place, message.value))
 
-    _read(settings, TOPIC_SCORES, take_score)
-    _read(settings, TOPIC_TRANSACTIONS, take_trip)
+    topics.fetch(settings, TOPIC_SCORES, take_score)
+    topics.fetch(settings, TOPIC_TRANSACTIONS, take_trip)
     return [_part(values[i : i + BATCH], scores) for i in range(0, len(values), BATCH)]
 
 
@@ -109,35 +105,3 @@ def _part(values: Sequence[tuple[Place, bytes]], scores: dict[Place, dict[str, A
         [in_words(score["reasons"][0]) for score in mine if score["is_flagged"] and score["reasons"]],
         [score["transaction_id"] for score in mine],
     )
-
-
-def verdicts(settings: Settings) -> dict[str, str]:
-    """Latest verdict of the analysts on each transaction: "fraud" or "honest".
-
-    Raises
-    ------
-    ServiceError
-        If the broker does not answer.
-    """
-    found: dict[str, tuple[str, str]] = {}
-
-    def take(message: Any) -> None:
-        label = orjson.loads(message.value)
-        latest = (label["labeled_at"], label["verdict"])
-        found[label["transaction_id"]] = max(found.get(label["transaction_id"], latest), latest)
-
-    _read(settings, TOPIC_LABELS, take)
-    return {name: verdict for name, (_, verdict) in found.items()}
-
-
-def _read(settings: Settings, topic: str, take: Callable[[Any], object]) -> None:
-    try:
-        _wait(topics.read_all(settings, topic, take))
-    except (KafkaError, OSError) as err:
-        raise _wait(no_broker(settings)) from err
-
-
-def _wait(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Result of a coroutine, on a thread of its own: a notebook's kernel runs a loop already."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, coroutine).result()

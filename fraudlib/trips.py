@@ -4,6 +4,7 @@ Values are never changed: nothing is clipped, filled or dropped. A text column o
 one teaching extract) is not turned into TLC codes either; payment_type stays null there, as do the zones.
 """
 
+import contextlib
 import csv
 import hashlib
 import http.client
@@ -206,10 +207,9 @@ def trip_files(path: str | Path | Sequence[str | Path]) -> list[Path]:
 def count(path: str | Path) -> int:
     """Rows of a file: what a parquet file says of itself, else counted; see `batches` for errors."""
     if Path(path).suffix.lower() == ".parquet":
-        try:
+        # What is wrong with the file, the reader says.
+        with contextlib.suppress(pa.ArrowException, OSError):
             return int(pq.read_metadata(path).num_rows)
-        except (pa.ArrowException, OSError):
-            pass  # the reader says what is wrong with the file
     return sum(map(len, _file_batches(Path(path), 65536)))
 
 

@@ -14,7 +14,7 @@ import orjson
 import pyarrow.parquet as pq
 import pytest
 
-from fraudlib import bundle, features, manifest, monitor, paths, scored, trips
+from fraudlib import bundle, features, labels, manifest, monitor, paths, scored, trips
 from fraudlib.bundle import Bundle
 from fraudlib.drift import Drift
 from fraudlib.errors import DataError, ParameterError, ServiceError
@@ -201,10 +201,10 @@ def test_a_live_stack_is_read_from_its_topics(broker: Settings) -> None:
     assert (list(part.ids), part.columns["fare_amount"].tolist()) == (["t0", "t2"], [10.0, 12.0])
     assert part.when.astype(str).tolist() == ["2026-01-01T10:00:00.000000"] * 2
     assert list(part.reasons) == ["fare_amount 12.00, expected 9.00"] * 2
-    assert scored.verdicts(broker) == {"t2": "honest"}
+    assert labels.of_topic(broker).last() == {"t2": "honest"}
 
 
 def test_a_stack_that_is_away_is_said() -> None:
     """Nobody at the address: one sentence with the address."""
     with pytest.raises(ServiceError, match=r"127\.0\.0\.1:9"):
-        scored.verdicts(Settings(kafka_bootstrap_servers="127.0.0.1:9"))
+        labels.of_topic(Settings(kafka_bootstrap_servers="127.0.0.1:9"))

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -118,3 +119,22 @@ async def total(settings: Settings, topics: Iterable[str]) -> int:
     """Messages that the topics hold together."""
     async with reader(settings, topics) as (consumer, partitions):
         return sum((await ends(consumer, partitions)).values())
+
+
+def fetch(settings: Settings, topic: str, seen: Callable[[Any], object]) -> int:
+    """`read_all` for who has no event loop, or is inside of one that runs already, as a notebook is.
+
+    Raises
+    ------
+    ServiceError
+        If the broker does not answer.
+    """
+
+    async def read() -> int:
+        try:
+            return await read_all(settings, topic, seen)
+        except (KafkaError, OSError) as err:
+            raise await no_broker(settings) from err
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, read()).result()
