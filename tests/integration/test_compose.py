@@ -250,7 +250,7 @@ def test_a_killed_worker_and_a_restarted_api_lose_nothing(stack: Stack, key: str
     stack.compose("restart", "api")
     stack.wait()
     score(stack, key, TRIP)
-    stack.compose("stop", "traffic")
+    stack.compose("rm", "--stop", "--force", "traffic")
 
     def counts() -> dict[str, int]:
         return dict(json.loads(stack.inside("scheduler", "python", "-c", LOST)))
