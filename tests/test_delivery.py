@@ -1,5 +1,7 @@
 """The reader's filters: what was written twice, and what was sent twice, passes once."""
 
+import tracemalloc
+
 from fraudlib.wire.delivery import Deduplicator, FirstOfId
 
 
@@ -11,8 +13,21 @@ def test_a_repetition_from_the_log_is_dropped() -> None:
 
 
 def test_a_retry_is_dropped_while_its_first_is_remembered() -> None:
-    """The latest ids are remembered, in bounded memory."""
-    is_first = FirstOfId(3)
-    assert [is_first(name) for name in "abcacdb"] == [True, True, True, False, False, True, False]
-    assert is_first("a")
-    assert len(is_first._ids) == 3
+    """The latest ids are remembered for certain, those long ago are not."""
+    is_first = FirstOfId(1000)
+    assert all(is_first(f"trip-{number}") for number in range(20_000))
+    assert not any(is_first(f"trip-{number}") for number in range(19_000, 20_000))
+    assert all(is_first(f"trip-{number}") for number in range(10))
+
+
+def test_a_filter_of_ids_takes_the_same_memory_all_its_life() -> None:
+    """What it keeps is there from the start: four times as many ids as it remembers later it has grown by nothing."""
+    ids = [f"trip-{number}" for number in range(40_000)]
+    is_first = FirstOfId(10_000)
+    tracemalloc.start()
+    try:
+        assert sum(map(is_first, ids)) == len(ids)
+        grown, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert grown < 5_000
