@@ -161,6 +161,34 @@ def test_a_quick_client_is_not_disturbed(address: tuple[str, int]) -> None:
             time.sleep(0.2)
 
 
+def test_a_connection_without_a_request_is_closed_after_its_idle_time(address: tuple[str, int]) -> None:
+    """One timer serves all deadlines: after many answers the idle time still counts from the last one."""
+    with socket.create_connection(address, 3) as sock:
+        for _ in range(5):
+            sock.sendall(GET)
+            assert b"alive" in sock.recv(65536)
+            time.sleep(0.2)
+        started = time.monotonic()
+        assert sock.recv(65536) == b""
+    assert 0.1 < time.monotonic() - started < 1.0
+
+
+def test_a_transaction_that_comes_in_pieces_is_answered_as_one_that_comes_at_once(address: tuple[str, int]) -> None:
+    """Whole in one packet, cut within the body or pipelined: the same answers, in order, on the same connection."""
+    body = b'{"trip_distance": 1}'
+    request = b"POST /transaction HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    request += b"Content-Length: %d\r\n\r\n" % len(body) + body
+    with socket.create_connection(address, 3) as sock:
+        for pieces in ([request], [request[:-5], request[-5:]], [request * 2]):
+            for piece in pieces:
+                sock.sendall(piece)
+                time.sleep(0.05)
+            answer, expected = b"", 2 if pieces == [request * 2] else 1
+            while answer.count(b'"status":422') < expected:
+                answer += sock.recv(65536)
+            assert answer.count(b"HTTP/1.1 422 ") == expected
+
+
 def test_an_answer_that_nobody_takes_is_dropped(address: tuple[str, int]) -> None:
     """A client that asks and does not read loses its connection, however much still waits for it."""
     with socket.socket() as sock:

@@ -5,6 +5,7 @@ from typing import Any, Final
 import orjson
 from fastapi import Request, Response
 
+from fraudlib.api.exchange import Json, header
 from fraudlib.api.problems import MEDIA_TYPE, Problem
 from fraudlib.wire.transaction import ProblemDetails
 
@@ -25,12 +26,15 @@ FAILURES: Final[dict[int | str, dict[str, Any]]] = {
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """A response of JSON."""
-    return Response(orjson.dumps(value), status, headers, "application/json")
+    return Response(orjson.dumps(value), status, headers, Json.media_type) if headers else Json(value, status)
 
 
 def require_media(request: Request, *allowed: str) -> str:
     """Media type of the request's body."""
-    kind, _, parameters = request.headers.get("content-type", "").partition(";")
+    given = header(request, b"content-type") or ""
+    if given in allowed:
+        return given
+    kind, _, parameters = given.partition(";")
     kind, parameters = kind.strip().lower(), parameters.replace(" ", "").replace('"', "").lower()
     if kind not in allowed or parameters not in ("", "charset=utf-8"):
         raise Problem(415, f"expected Content-Type {' or '.join(allowed)} in UTF-8")

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from fraudlib.api.exchange import CYCLE
 from fraudlib.api.problems import MEDIA_TYPE, Problem
 
 HEAD_SECONDS: Final = 9.5
@@ -31,7 +32,11 @@ class Protocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._head_timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._due: float | None = None  # when the connection is closed, where a head is expected
+        self._answered = 0.0
+        self._is_idle = False
+        self._step = 0.0
         self._head_read = 0
         self._stall_timer: asyncio.TimerHandle | None = None
         self._running: RequestResponseCycle | None = None
@@ -39,18 +44,26 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Expect the first head."""
         super().connection_made(transport)
-        self._expect_head()
+        # No deadline that is set later comes before this step has passed: one timer does for all of them.
+        self._step = min(self.timeout_keep_alive, self.head_seconds)
+        self._expect_head(self.head_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the deadlines."""
-        self._end_head()
+        self._due = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._end_stall()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Take a piece of a request; a head without end is refused."""
+        if self._is_idle:
+            self._is_idle = False
+            self._due = self._answered + self.head_seconds
         super().data_received(data)
-        if self._head_timer is not None:
+        if self._due is not None:
             self._head_read += len(data)
             if self._head_read > self.head_bytes and not self.transport.is_closing():
                 self.send_400_response(f"expected a head of at most {self.head_bytes} bytes")
@@ -69,17 +82,27 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is there in time."""
-        self._end_head()
+        self._due, self._head_read = None, 0
         super().on_headers_complete()
 
     def on_response_complete(self) -> None:
-        """Expect the next head, unless it has come already."""
-        super().on_response_complete()
-        if self.timeout_keep_alive_task is not None:
-            self._expect_head()
+        """Start the next request where its head has come already, and expect one otherwise.
+
+        uvicorn's own makes and drops a timer for every answer.
+        """
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._expect_head(self._step)
+            self._is_idle = True
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
+        cycle.scope[CYCLE] = cycle  # type: ignore[typeddict-unknown-key]
         super()._start_asgi_task(cycle, app)
 
     def pause_writing(self) -> None:
@@ -92,15 +115,22 @@ class Protocol(HttpToolsProtocol):
         self._end_stall()
         super().resume_writing()
 
-    def _expect_head(self) -> None:
-        self._end_head()
-        # A close lets a waiting answer go out first; that one has its own deadline.
-        self._head_timer = self.loop.call_later(self.head_seconds, self.transport.close)
+    def _expect_head(self, seconds: float) -> None:
+        self._answered = self.loop.time()
+        self._due = self._answered + seconds
+        if self._timer is None:
+            self._timer = self.loop.call_later(self._step, self._look)
 
-    def _end_head(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer, self._head_read = None, 0
+    def _look(self) -> None:
+        self._timer = None
+        if self._due is None:
+            return
+        left = self._due - self.loop.time()
+        if left > 0:
+            self._timer = self.loop.call_later(min(left, self._step), self._look)
+        else:
+            # A close lets a waiting answer go out first; that one has its own deadline.
+            self.transport.close()
 
     def _watch_stall(self, size: int) -> None:
         def look() -> None:

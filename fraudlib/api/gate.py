@@ -12,8 +12,10 @@ from typing import Any, Final
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from fraudlib.api.access import Access
+from fraudlib.api.exchange import CYCLE, Arrived, answer_at_once, arrived_body
 from fraudlib.api.problems import Problem, failure, retry_later
 from fraudlib.settings import Settings
 from fraudlib.telemetry import ApiMetrics
@@ -24,6 +26,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Endpoint = Callable[[Request], Awaitable[Response]]
+Cycle = RequestResponseCycle | None
 
 log = logging.getLogger(__name__)
 
@@ -62,26 +65,25 @@ class Gate:
         """Handle one request."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        path, started, status = scope["path"], time.perf_counter(), 500
-
-        async def noting_send(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
+        started, status = time.perf_counter(), 500
+        # Taken out, as the cycle holds the scope.
+        cycle = scope.pop(CYCLE, None)
         try:
             if problem := self._access.refusal(scope):
-                await problem.response()(scope, receive, noting_send)
+                status = await _reply(problem.response(), cycle, scope, receive, send)
             elif scope["method"] == "POST":
-                await self._admitted(scope, receive, noting_send)
+                status = await self._admitted(scope, cycle, receive, send)
             else:
-                await self._app(scope, receive, noting_send)
+                status = await _through(self._app, scope, receive, send)
         finally:
-            if path != "/alerts":  # a stream's length says nothing about the service
-                route = path if path in self._routes else "other"
-                method = scope["method"] if scope["method"] in _METHODS else "other"
-                self._clock(route, method, status).observe(time.perf_counter() - started)
+            self._note(scope, status, time.perf_counter() - started)
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        path, method = scope["path"], scope["method"]
+        if path == "/alerts":  # a stream's length says nothing about the service
+            return
+        route = path if path in self._routes else "other"
+        self._clock(route, method if method in _METHODS else "other", status).observe(seconds)
 
     def _clock(self, *labels: Any) -> Any:
         # Looking labels up takes the metric's lock and longer than what it measures.
@@ -89,43 +91,67 @@ class Gate:
             self._clocks[labels] = self._metrics.request.labels(*map(str, labels))
         return self._clocks[labels]
 
-    async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_bulk = scope["path"] == "/transactions"
+    async def _admitted(self, scope: Scope, cycle: Cycle, receive: Receive, send: Send) -> int:
+        path = scope["path"]
+        is_bulk = path == "/transactions"
         room = "/transactions" if is_bulk else ""
         most = self._settings.max_bulk_in_flight if is_bulk else self._settings.max_in_flight
         limit = self._settings.max_batch_body_bytes if is_bulk else self._settings.max_body_bytes
-        problem = None
         if self._in_flight[room] >= most:
             problem = retry_later("too many requests are under way; nothing was taken, try again", "too-many-in-flight")
-        elif _declared_length(scope) > limit:
-            problem = _too_large(limit)
-        if problem is not None:
-            return await problem.response()(scope, receive, send)
+            return await _reply(problem.response(), cycle, scope, receive, send)
+        if _declared_length(scope) > limit:
+            return await _reply(_too_large(limit).response(), cycle, scope, receive, send)
         self._in_flight[room] += 1
         self._metrics.in_flight.inc()
         try:
-            measured = _Measured(receive, limit)
-            endpoint = self._direct.get(scope["path"])
+            endpoint = self._direct.get(path)
             if endpoint is None:
-                await self._app(scope, measured, send)
-            else:
-                await _answer(endpoint, scope, measured, send)
+                return await _through(self._app, scope, _Measured(receive, limit), send)
+            return await _answer(endpoint, scope, cycle, receive, send, limit)
         finally:
             self._in_flight[room] -= 1
             self._metrics.in_flight.dec()
 
 
-async def _answer(endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
+async def _answer(endpoint: Endpoint, scope: Scope, cycle: Cycle, receive: Receive, send: Send, limit: int) -> int:
+    body = arrived_body(cycle)
     try:
-        response = await endpoint(Request(scope, receive))
+        if body is None:
+            request = Request(scope, _Measured(receive, limit))
+        elif len(body) > limit:
+            raise _too_large(limit)
+        else:
+            request = Arrived(scope, body)
+        response = await endpoint(request)
     except Problem as problem:
         response = problem.response()
     except ClientDisconnect:
-        return
+        return 500
     except Exception:
         log.exception("request failed")
         response = failure().response()
-    await response(scope, receive, send)
+    return await _reply(response, cycle, scope, receive, send)
+
+
+async def _reply(response: Response, cycle: Cycle, scope: Scope, receive: Receive, send: Send) -> int:
+    if not answer_at_once(cycle, response):
+        await response(scope, receive, send)
+    return response.status_code
+
+
+async def _through(app: App, scope: Scope, receive: Receive, send: Send) -> int:
+    """Status of what the app answers."""
+    status = 500
+
+    async def noting_send(message: Message) -> None:
+        nonlocal status
+        if message["type"] == "http.response.start":
+            status = message["status"]
+        await send(message)
+
+    await app(scope, receive, noting_send)
+    return status
 
 
 class _Measured:

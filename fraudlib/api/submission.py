@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request, Response
 from fraudlib.api.access import CLIENT, charge
 from fraudlib.api.bulk import Bulk, lines_of
 from fraudlib.api.conventions import FAILURES, PROBLEM, body_of, json_response, require_media
+from fraudlib.api.exchange import header
 from fraudlib.api.gate import Endpoint
 from fraudlib.api.intake import parse_object, prepare
 from fraudlib.api.problems import Problem
@@ -27,12 +28,13 @@ _is_plain_name = re.compile(r"[A-Za-z0-9_ -]{1,64}", re.ASCII).fullmatch
 
 def _wait_seconds(request: Request, most: float) -> float | None:
     """Seconds of `Prefer: wait=N`, at most `most`; None where nothing is preferred."""
-    found = _wait(request.headers.get("prefer", ""))
+    preference = header(request, b"prefer")
+    found = preference and _wait(preference)
     return min(float(found[1]), most) if found else None
 
 
 def _given_id(request: Request) -> str | None:
-    key = request.headers.get("idempotency-key")
+    key = header(request, b"idempotency-key")
     if key is None:
         return None
     key = key.strip().removeprefix('"').removesuffix('"')
