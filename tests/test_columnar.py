@@ -1,6 +1,8 @@
 """Batches that Arrow decodes come out as the careful decoder has them, or are left to it."""
 
 import json
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -139,3 +141,17 @@ def test_any_batch_is_the_same(objects: list[dict[str, Any]]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(columnar, "FEWEST", 1)
         assert_same([json.dumps(value).encode() for value in objects])
+
+
+def test_no_batch_makes_a_worker_import_pandas() -> None:
+    """What a worker loads while it runs holds its batches up: the first large batch loads no library."""
+    code = f"""
+import sys
+from fraudlib.wire import columnar
+bare, more = {TRIP!r}, {json.dumps(FULL).encode()!r}
+known = set(sys.modules)
+assert len(columnar.decode([bare, more] * columnar.FEWEST).rows) == 2 * columnar.FEWEST
+print(sorted({{name.split(".")[0] for name in set(sys.modules) - known}} & {{"pandas", "dask", "scipy", "sklearn"}}))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.stdout.strip() == "[]", found.stdout + found.stderr
