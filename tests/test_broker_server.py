@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -111,6 +112,20 @@ def test_memory_is_bounded() -> None:
     assert [offset for offset, _ in records(full.read(full.start, 1 << 21)[1])] == list(range(full.start, 100))
     topics.append("a", 1, batch(b"y" * 1_040_000))
     assert rare.read(1, 1)[0] == broker_log.NO_ERROR
+
+
+def test_small_batches_take_no_more_memory_than_large_ones() -> None:
+    """The bound is of the memory that is taken, not of the bytes alone, which are half of it for a batch of one."""
+    topics, one = Topics(1 << 20), batch(b"x")
+    topics.create("a", 2)
+    tracemalloc.start()
+    try:
+        for number in range(10_000):
+            topics.append("a", number % 2, one)
+        grown, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert grown < 1.1 * (1 << 20)
 
 
 # -- groups -----------------------------------------------------------------------------------------------------------

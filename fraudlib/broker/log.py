@@ -12,6 +12,7 @@ UNKNOWN_TOPIC: Final = 3
 TOO_LARGE: Final = 10
 TOPIC_EXISTS: Final = 36
 BAD_PARTITIONS: Final = 37
+BESIDE_BYTES: Final = 96  # that Python takes for a batch beside its bytes: object, allocator, offset, places in lists
 DROPPED_SHARE: Final = 64  # a part of the memory that is freed at once, so that it is seldom
 MOST_BATCH_BYTES: Final = 1_048_588  # Kafka's own default
 # Record batch, version 2: base offset, length of what follows it, leader epoch, magic, CRC, attributes, last offset's
@@ -26,7 +27,8 @@ class Partition:
 
     Attributes
     ----------
-    start : offset of the oldest record that is kept. end : of the next one. size : bytes that are kept.
+    start : offset of the oldest record that is kept. end : of the next one. size : bytes of memory, with those that a
+        batch takes beside its own; else memory grew as small batches take the place of large ones.
     """
 
     def __init__(self) -> None:
@@ -48,7 +50,7 @@ class Partition:
         self._bases.append(base)
         self._batches.append(_OFFSET.pack(base) + batch[8:])
         self.end += last + 1
-        self.size += len(batch)
+        self.size += len(batch) + BESIDE_BYTES
         for future in self._waiting:
             if not future.done():
                 future.set_result(None)
@@ -71,7 +73,7 @@ class Partition:
         """Forget the oldest batches, at least `size` bytes of them but never the last batch; bytes that were freed."""
         count = freed = 0
         while freed < size and count < len(self._batches) - 1:
-            freed += len(self._batches[count])
+            freed += len(self._batches[count]) + BESIDE_BYTES
             count += 1
         if count:
             self.start = self._bases[count]
@@ -116,7 +118,7 @@ class Topics:
             return UNKNOWN_TOPIC, -1
         error, base = log.append(batch)
         if not error:
-            self._size += len(batch)
+            self._size += len(batch) + BESIDE_BYTES
             if self._size > self._most:
                 fullest = max((one for logs in self.partitions.values() for one in logs), key=lambda one: one.size)
                 self._size -= fullest.drop(self._most // DROPPED_SHARE)
