@@ -27,5 +27,6 @@ if [ ! -s "$password" ]; then
 fi
 
 fraudlib api-key stack --add keys/hashes --write keys/stack > /dev/null
+[ -s keys/ids ] || fraudlib id-key keys/ids > /dev/null
 
 exec fraudlib topics

@@ -31,6 +31,7 @@ Examples:
   fraudlib replay month.parquet --rate 500 send a month through the live API
   fraudlib broker | api | worker           one service each (FRAUDLIB_* settings)
   fraudlib api-key NAME                    a key for a client of the API
+  fraudlib id-key FILE | hash-id ID        a key to hide clients' ids, and what it makes of one
   fraudlib topics                          create the topics on a broker of yours
   fraudlib dlq list | replay               what could not be scored, and again
   fraudlib labels export labels.jsonl      analysts' verdicts, for retraining
@@ -118,6 +119,50 @@ def api_key(name: str, add: Path | None, write: Path | None, as_json: bool) -> N
     if shown:
         click.echo(f"key    {shown}\n       keep it safe, it is not shown again")
     click.echo(f"line   {client.line}\n       {f'is in {add}' if add else 'for the file of FRAUDLIB_API_KEYS_FILE'}")
+
+
+@cli.command("id-key")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+def id_key(file: Path) -> None:
+    """Make the secret key that clients' ids are hashed with, in a new FILE that only its owner reads.
+
+    With FRAUDLIB_ID_HASH_KEY_FILE=FILE the API replaces every transaction_id and Idempotency-Key by a keyed hash before
+    it goes anywhere. Keep the file: without it nobody finds a transaction by its client's id again.
+
+    \b
+    Example:
+      fraudlib id-key keys/ids
+    """
+    from fraudlib.api.pseudonyms import write_key
+
+    write_key(file)
+    click.echo(f"{file} holds the key; set FRAUDLIB_ID_HASH_KEY_FILE={file} for the API")
+
+
+@cli.command("hash-id")
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+def hash_id(ids: tuple[str, ...]) -> None:
+    """Print the name under which the topics hold the transaction that its client calls ID, a line each.
+
+    Without any ID they are read from stdin, one a line, which keeps them out of the shell's history. Takes the key in
+    FRAUDLIB_ID_HASH_KEY_FILE, as the API does.
+
+    \b
+    Examples:
+      FRAUDLIB_ID_HASH_KEY_FILE=keys/ids fraudlib hash-id trip-1
+      FRAUDLIB_ID_HASH_KEY_FILE=keys/ids fraudlib hash-id < ids.txt
+    """
+    from fraudlib.api.pseudonyms import pseudonyms
+    from fraudlib.errors import ParameterError, ServiceError
+    from fraudlib.wire.records import is_id
+
+    hidden = pseudonyms(_settings())
+    if hidden is None:
+        raise ServiceError("expected a key to hash ids with, found none; set FRAUDLIB_ID_HASH_KEY_FILE to the API's")
+    for number, given in enumerate(ids or map(str.strip, sys.stdin), 1):
+        if not is_id(given):
+            raise ParameterError(f"id {number}: expected 1 to 64 of the characters A-Z a-z 0-9 . _ : -, found others")
+        click.echo(hidden.of(given))
 
 
 @cli.command()

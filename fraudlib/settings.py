@@ -53,6 +53,9 @@ class Settings(BaseSettings):
         0, ge=0, le=65535, description="port of /metrics and /docs, at FRAUDLIB_METRICS_HOST; 0: with all the rest"
     )
     api_key_file: Path | None = Field(None, description="file of the key that replay, demo and notebooks send")
+    id_hash_key_file: Path | None = Field(
+        None, description="file of a secret key (`fraudlib id-key`): clients' ids go on as keyed hashes; None as given"
+    )
     client_rate: float = Field(
         0.0, ge=0, description="transactions a second of one client before 429, two seconds' worth at once; 0: any"
     )

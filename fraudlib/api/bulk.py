@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
-from fraudlib.api.intake import message_of, new_ids, repetition
+from fraudlib.api.intake import Name, made_up, message_of, repetition
 from fraudlib.api.problems import Problem
 from fraudlib.manifest import now
 from fraudlib.schema import TOPIC_TRANSACTIONS
@@ -29,15 +29,16 @@ class Bulk:
     Parameters
     ----------
     publisher, metrics : of the API.
+    name : makes the identities that go on, see `intake.prepare`.
 
     Attributes
     ----------
     accepted : items that the broker has acknowledged.
     """
 
-    def __init__(self, publisher: Publisher, metrics: ApiMetrics) -> None:
+    def __init__(self, publisher: Publisher, metrics: ApiMetrics, name: Name | None = None) -> None:
         self.accepted = 0
-        self._publisher, self._metrics = publisher, metrics
+        self._publisher, self._metrics, self._name = publisher, metrics, name
         self._ids: list[str] = []  # of every item, "" where it is no transaction
         self._failures: dict[int, tuple[str, str]] = {}  # position -> status and sentence
         self._sends: set[asyncio.Task[None]] = set()
@@ -100,11 +101,11 @@ class Bulk:
         checked = check(values)
         wrong = {row: reason(faults) for row, faults in checked.faults.items()} | wrong
         first = len(self._ids)
-        ids, good = _named(checked, wrong)
+        ids, good = _named(checked, wrong, self._name)
         self._ids += ids
         self._failures |= {first + row: ("invalid", why) for row, why in wrong.items()}
         self._metrics.items.labels("invalid").inc(len(wrong))
-        messages = _messages(checked, good, ids, lines)
+        messages = _messages(checked, good, ids, lines if self._name is None else None)
         rows: list[Row] = [(ids[row].encode(), message, []) for row, message in zip(good, messages, strict=True)]
         if rows:
             while len(self._sends) >= CHUNKS_UNDER_WAY:
@@ -189,21 +190,23 @@ def _repeating(body: bytes) -> set[int]:
     return {row for row, value in enumerate(values) if isinstance(value, _Twice)}
 
 
-def _named(checked: Checked, wrong: dict[int, str]) -> tuple[list[str], Sequence[int]]:
+def _named(checked: Checked, wrong: dict[int, str], name: Name | None) -> tuple[list[str], Sequence[int]]:
     """Ids of a chunk, made up where missing and "" where the item is wrong, and positions of what is not."""
     ids = list(checked.transaction_ids)
+    if name is not None:
+        ids = [name(given) if given else "" for given in ids]
     for row in wrong:
         ids[row] = ""
     good = [row for row in range(len(ids)) if row not in wrong] if wrong else range(len(ids))
     if "" in ids:
         missing = [row for row in good if not ids[row]]
-        for row, name in zip(missing, new_ids(len(missing)), strict=True):
-            ids[row] = name
+        for row, made in zip(missing, made_up(len(missing), name), strict=True):
+            ids[row] = made
     return ids, good
 
 
 def _messages(checked: Checked, rows: Iterable[int], ids: Sequence[str], lines: Sequence[bytes] | None) -> list[bytes]:
-    """Messages of the good rows: the line as it came, with what is missing, where it needs nothing else."""
+    """Messages of the good rows: the line, where it is given, as it came, if it only needs what is missing."""
     stamp = now()
     end = b',"accepted_at":"%b"}' % stamp.encode()
     messages = []

@@ -1,6 +1,7 @@
 """From a request's bytes to the message of one transaction: parse, check, name, stamp."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -11,12 +12,19 @@ from fraudlib.wire.kafka import NotSentError, OutcomeUnknownError
 from fraudlib.wire.plain import plain
 from fraudlib.wire.records import ACCEPTED_AT, check, has_duplicate_key, reason
 
+Name = Callable[[str], str]
+
 
 def new_ids(count: int) -> list[str]:
     """Random UUIDs (version 4), made together."""
     raw = os.urandom(16 * count).hex()
     words = (raw[i : i + 32] for i in range(0, 32 * count, 32))
     return [f"{w[:8]}-{w[8:12]}-4{w[13:16]}-a{w[17:20]}-{w[20:]}" for w in words]
+
+
+def made_up(count: int, name: Name | None) -> list[str]:
+    """Identities for transactions that have none."""
+    return new_ids(count) if name is None else list(map(name, new_ids(count)))
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -46,12 +54,15 @@ def repetition(raw: bytes, value: dict[str, Any]) -> str | None:
         return "expected a flat object, found one nested too deeply"
 
 
-def prepare(value: dict[str, Any], given_id: str | None) -> tuple[str, bytes, tuple[str, ...]]:
+def prepare(
+    value: dict[str, Any], given_id: str | None, name: Name | None = None
+) -> tuple[str, bytes, tuple[str, ...]]:
     """Identity, message and ignored fields of one transaction.
 
     Parameters
     ----------
     given_id : identity from the Idempotency-Key header.
+    name : makes the identity that goes on of one that is given or made up.
 
     Raises
     ------
@@ -60,9 +71,11 @@ def prepare(value: dict[str, Any], given_id: str | None) -> tuple[str, bytes, tu
     """
     trip, ignored = plain(value) or _checked(value)
     own_id = trip.get("transaction_id")
+    if name is not None:
+        own_id, given_id = (name(known) if known else None for known in (own_id, given_id))
     if own_id and given_id and own_id != given_id:
         raise Problem(422, "transaction_id and Idempotency-Key differ; send one of them")
-    transaction_id = own_id or given_id or new_ids(1)[0]
+    transaction_id = own_id or given_id or made_up(1, name)[0]
     return transaction_id, message_of(trip, transaction_id, now()), ignored
 
 

@@ -41,6 +41,8 @@ def add_labels(app: FastAPI, services: Services) -> None:
             errors = [{"field": str(e["loc"][0]), "problem": e["type"].replace("_", " ")} for e in err.errors()]
             names = ", ".join(sorted({e["field"] for e in errors if e["field"] in Label.model_fields}))
             raise Problem(422, f"not a label; see /docs for {names or 'its fields'}", "invalid-label") from err
+        if services.name is not None:
+            label = label.model_copy(update={"transaction_id": services.name(label.transaction_id)})
         services.require_broker()
         message = orjson.dumps(label.model_dump(exclude_none=True) | {"labeled_at": now()})
         await services.send(TOPIC_LABELS, label.transaction_id, message)

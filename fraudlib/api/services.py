@@ -14,6 +14,7 @@ from fraudlib.api.idempotency import Answers
 from fraudlib.api.intake import outcome_problem
 from fraudlib.api.link import Link
 from fraudlib.api.problems import Problem
+from fraudlib.api.pseudonyms import pseudonyms
 from fraudlib.api.pulse import Pulse
 from fraudlib.settings import Settings
 from fraudlib.telemetry import ApiMetrics
@@ -23,12 +24,19 @@ DRAIN_SECONDS: Final = 5
 
 
 class Services:
-    """What the routes share for the life of the app."""
+    """What the routes share for the life of the app.
+
+    Attributes
+    ----------
+    name : makes the name under which a transaction goes on of the id that it has, None where that is the id.
+    """
 
     def __init__(self, settings: Settings, registry: CollectorRegistry) -> None:
         self.settings = settings
         self.metrics = ApiMetrics(registry)
         self.access = Access(settings)
+        hidden = pseudonyms(settings)
+        self.name = hidden.of if hidden else None
         self.answers = Answers(settings)
         self.scores = ScoreFeed(settings)
         self.alerts = AlertFeed(settings)

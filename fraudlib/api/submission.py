@@ -75,6 +75,8 @@ def add_transaction(app: FastAPI, services: Services) -> Endpoint:
         body = await request.body()
         if key is None:
             return await _take(services, body, None, wait)
+        if services.name is not None:
+            key = services.name(key)
         owned = f"{request.scope.get(CLIENT, '')} {key}"
         return await services.answers.once(owned, body, lambda: _take(services, body, key, wait))
 
@@ -85,7 +87,7 @@ async def _take(services: Services, body: bytes, given_id: str | None, wait: flo
     """Check and send one transaction, and wait for its score at most `wait` seconds; None does not wait."""
     services.backlog.require_room()
     try:
-        transaction_id, message, ignored = prepare(parse_object(body), given_id)
+        transaction_id, message, ignored = prepare(parse_object(body), given_id, services.name)
     except Problem:
         services.metrics.items.labels("invalid").inc()
         raise
@@ -140,7 +142,7 @@ def add_transactions(app: FastAPI, services: Services) -> Endpoint:
         if "idempotency-key" in request.headers:
             raise Problem(400, "expected no Idempotency-Key here; give every transaction its own transaction_id")
         services.require_broker()
-        bulk = Bulk(services.link.publisher, services.metrics)
+        bulk = Bulk(services.link.publisher, services.metrics, services.name)
         try:
             if kind == "application/json":
                 await _take_array(request, bulk)

@@ -78,6 +78,7 @@ def demo_settings(ports: Mapping[str, int | None]) -> Settings:
     if "FRAUDLIB_ARTIFACTS_DIR" not in os.environ:
         changes["artifacts_dir"] = paths.resolve(FOLDER / "artifacts")
     changes["kafka_security_protocol"] = "PLAINTEXT"
+    changes["id_hash_key_file"] = None  # the trips are followed by the ids that they were sent under
     changes["kafka_bootstrap_servers"] = f"{given.broker_host}:{changes['broker_port']}"
     return Settings(**{**given.model_dump(), **changes})
 

@@ -64,7 +64,7 @@ class Session:
         if join and answers(reachable(given.api_host), given.api_port, "/readyz"):
             return cls(given, None)
         ports = {name: free_port() for name in ("broker_port", "api_port", "metrics_port")}
-        changes = {**ports, "artifacts_dir": paths.resolve(artifacts)}
+        changes: dict[str, Any] = {**ports, "artifacts_dir": paths.resolve(artifacts), "id_hash_key_file": None}
         changes["kafka_bootstrap_servers"] = f"{given.broker_host}:{ports['broker_port']}"
         settings = Settings(**{**given.model_dump(), **changes})
         with contextlib.ExitStack() as undo:

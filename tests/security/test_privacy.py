@@ -14,16 +14,19 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from fraudlib import paths
 from fraudlib.api.keys import authorization, make_key
+from fraudlib.api.pseudonyms import Pseudonyms, write_key
 from fraudlib.demo.replay import Plan, replay
 from fraudlib.demo.senders import HttpSender
 from fraudlib.demo.stack import Stack, free_port
-from fraudlib.schema import TOPIC_DEAD_LETTERS, TOPIC_TRANSACTIONS
+from fraudlib.schema import TOPIC_ALERTS, TOPIC_DEAD_LETTERS, TOPIC_LABELS, TOPIC_SCORES, TOPIC_TRANSACTIONS
 from fraudlib.settings import Settings
 
 CANARY = "Canary-4242-4242-4242-4242"
 SAMPLE = paths.root() / "data/sample/green_tripdata_2023-05.parquet"
 TRIP = {"trip_distance": 2.5, "fare_amount": 4242.4242, "duration_minutes": 15}
 NUMBER = "4242.4242"
+ID = "Medallion-5X55"
+TOPICS = (TOPIC_TRANSACTIONS, TOPIC_SCORES, TOPIC_ALERTS, TOPIC_LABELS, TOPIC_DEAD_LETTERS)
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +151,82 @@ def test_replay_sends_the_key_and_says_what_is_missing_without_it(keyed: Stack) 
         assert replay(Plan(SAMPLE, rate=0, limit=50), sender, lambda count: None).accepted == 50
     with HttpSender(keyed.url) as sender, pytest.raises(Exception, match="FRAUDLIB_API_KEY_FILE"):
         replay(Plan(SAMPLE, rate=0, limit=5), sender, lambda count: None)
+
+
+@pytest.fixture(scope="module")
+def hiding(keyed: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A second API before the same broker and worker, which hides ids."""
+    folder = tmp_path_factory.mktemp("hiding")
+    write_key(folder / "ids")
+    changes = {"api_port": free_port(), "api_internal_port": free_port(), "id_hash_key_file": folder / "ids"}
+    with Stack(keyed.settings.model_copy(update=changes), folder / "logs") as stack:
+        for _ in stack.start("api"):
+            pass
+        yield stack
+
+
+async def everything(stack: Stack) -> dict[str, list[Any]]:
+    """All that lies in the topics, by topic."""
+    found: dict[str, list[Any]] = {topic: [] for topic in TOPICS}
+    options = {"bootstrap_servers": stack.settings.kafka_bootstrap_servers, "auto_offset_reset": "earliest"}
+    async with AIOKafkaConsumer(*TOPICS, **options) as consumer:
+        while polled := await consumer.getmany(timeout_ms=1000):
+            for place, messages in polled.items():
+                found[place.topic] += messages
+    return found
+
+
+def test_an_id_is_nowhere_where_ids_are_hidden(hiding: Stack, keyed: Stack) -> None:
+    """By field, by Idempotency-Key, in lines, arrays and labels: scored, retried, labelled, and in no topic or log."""
+    assert hiding.settings.id_hash_key_file is not None
+    name_of = Pseudonyms.read(hiding.settings.id_hash_key_file).of
+    names = [name_of(f"{ID}-{number}") for number in range(5)]
+    # A fare that no ride has, so that there is an alert to look at.
+    given = [TRIP | {"fare_amount": 900 + n, "transaction_id": f"{ID}-{n}"} for n in range(5)]
+    status, text = ask(hiding, "POST", "/transaction", json.dumps(given[0]).encode(), Prefer="wait=10")
+    assert (status, json.loads(text)["transaction_id"], json.loads(text)["status"]) == (200, names[0], "scored")
+    headers = {"Prefer": "wait=10", "Idempotency_Key": f"{ID}-1"}
+    first, second = (ask(hiding, "POST", "/transaction", json.dumps(TRIP).encode(), **headers) for _ in range(2))
+    assert first == second
+    assert json.loads(first[1])["transaction_id"] == names[1]
+    lines = b"\n".join(json.dumps(trip).encode() for trip in given[2:4])
+    answers = [
+        ask(hiding, "POST", "/transactions", lines, Content_Type="application/x-ndjson"),
+        ask(hiding, "POST", "/transactions", json.dumps(given[4:]).encode()),
+    ]
+    found = [item["transaction_id"] for _, text in answers for item in json.loads(text)["results"]]
+    assert found == names[2:]
+    for label in (f"{ID}-2", names[2]):
+        assert (
+            ask(hiding, "POST", "/labels", json.dumps({"transaction_id": label, "verdict": "fraud"}).encode())[0] == 202
+        )
+    wrong = {**given[0], "fare_amount": f"{ID}", "trip_distance": None}
+    answers += [
+        ask(hiding, "POST", "/transaction", json.dumps(wrong).encode(), Idempotency_Key=f"{ID}-0"),
+        ask(hiding, "POST", "/transaction", json.dumps(given[0]).encode(), Idempotency_Key=f"{ID}-1"),
+        ask(hiding, "POST", "/transactions", json.dumps([wrong, given[0]]).encode()),
+        ask(hiding, "POST", "/labels", json.dumps({"transaction_id": f"{ID} {ID}", "verdict": "fraud"}).encode()),
+    ]
+    assert ID not in str([first, answers])
+    end = time.monotonic() + 20
+    topics = asyncio.run(everything(hiding))
+    while time.monotonic() < end and len({m.key.decode() for m in topics[TOPIC_SCORES]} & {*names}) < len(names):
+        topics = asyncio.run(everything(hiding))
+    for topic in (TOPIC_TRANSACTIONS, TOPIC_SCORES):
+        assert {message.key.decode() for message in topics[topic]} >= {*names}, topic
+    assert {message.key.decode() for message in topics[TOPIC_ALERTS]} & {*names}
+    assert [message.key.decode() for message in topics[TOPIC_LABELS]].count(names[2]) == 2
+    kept = b" ".join(
+        part or b""
+        for messages in topics.values()
+        for message in messages
+        for part in (message.key, message.value, *(value for _, value in message.headers))
+    )
+    assert ID.lower().encode() not in kept.lower()
+    secret = hiding.settings.id_hash_key_file.read_text().strip()
+    texts = [hiding.log("api").read_text(), *(keyed.log(name).read_text() for name in ("worker", "broker"))]
+    texts += [page(hiding.settings.api_internal_port), page(hiding.settings.metrics_port)]
+    for text in texts:
+        assert text
+        assert ID.lower() not in text.lower()
+        assert secret not in text
