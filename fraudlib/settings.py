@@ -1,12 +1,17 @@
 """Settings of the services, from FRAUDLIB_* environment variables; the README's table is made from this class."""
 
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fraudlib import paths
+
+_server = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?", re.ASCII).fullmatch
+MOST_PORT: Final = 65535
 
 
 class Settings(BaseSettings):
@@ -115,6 +120,14 @@ class Settings(BaseSettings):
     send_timeout_seconds: float = Field(5.0, gt=0, description="longest wait for the broker's acknowledgement, in s")
     max_wait_seconds: float = Field(30.0, gt=0, description="upper bound of Prefer: wait, in s")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="lowest level that is logged")
+
+    @field_validator("kafka_bootstrap_servers")
+    @classmethod
+    def _are_servers(cls, text: str) -> str:
+        found = [_server(part.strip()) for part in text.split(",")]
+        if not all(server and 0 < int(server[1] or 1) <= MOST_PORT for server in found):
+            raise PydanticCustomError("servers", "expected HOST:PORT, several with commas between them")
+        return text
 
     @property
     def artifacts(self) -> Path:

@@ -5,13 +5,11 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from aiokafka.errors import KafkaError
-
 from fraudlib.broker.main import ensure_topics
 from fraudlib.errors import ServiceError
 from fraudlib.settings import Settings
 from fraudlib.telemetry import ApiMetrics
-from fraudlib.wire.credentials import refusal
+from fraudlib.wire.credentials import NOT_CONNECTED, refusal
 from fraudlib.wire.kafka import Publisher
 
 log = logging.getLogger(__name__)
@@ -41,7 +39,7 @@ class Link:
                 try:
                     await ensure_topics(self._settings)
                     await self.publisher.start()
-                except (KafkaError, OSError, ServiceError) as err:
+                except (*NOT_CONNECTED, ServiceError) as err:
                     self._show(False)
                     why = await refusal(self._settings) or repr(err)
                     log.warning("broker does not answer", extra={"error": why, "retry_seconds": round(pause, 1)})
@@ -70,7 +68,7 @@ class Link:
                 if up and not self.is_up:
                     try:
                         await ensure_topics(self._settings)
-                    except (KafkaError, OSError, ServiceError):
+                    except (*NOT_CONNECTED, ServiceError):
                         up = False
                 self._show(up)
 

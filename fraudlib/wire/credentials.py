@@ -16,6 +16,8 @@ from fraudlib.errors import ServiceError
 from fraudlib.settings import Settings
 
 _PROBE_MS: Final = 3000
+# What connecting raises; the last two where something answers that knows no SCRAM, or not the password.
+NOT_CONNECTED: Final = (KafkaError, OSError, TimeoutError, KeyError, ValueError)
 
 
 def security_options(settings: Settings) -> dict[str, Any]:
@@ -73,7 +75,7 @@ async def refusal(settings: Settings) -> str:
     for host, port, _ in collect_hosts(settings.kafka_bootstrap_servers):
         try:
             connection = await create_conn(host, port, request_timeout_ms=_PROBE_MS, **options)
-        except (KafkaError, OSError, TimeoutError, KeyError) as err:
+        except NOT_CONNECTED as err:
             first = first or f"the broker at {host}:{port} {_because(err, settings)}"
         else:
             connection.close()
@@ -99,6 +101,11 @@ def _because(err: Exception, settings: Settings) -> str:
         )
     if isinstance(err, ssl.SSLError):
         return f"does not speak TLS ({err.reason}) although FRAUDLIB_KAFKA_SECURITY_PROTOCOL is {protocol}"
+    if isinstance(err, ValueError) and protocol.startswith("SASL"):
+        return (
+            f"does not prove by {settings.kafka_sasl_mechanism} that it knows the password ({err}); correct "
+            "FRAUDLIB_KAFKA_BOOTSTRAP_SERVERS, or the file of FRAUDLIB_KAFKA_PASSWORD_FILE"
+        )
     if isinstance(err, (AuthenticationFailedError, SaslAuthenticationFailed, KeyError)):
         return (
             f"refuses user {settings.kafka_username!r} by {settings.kafka_sasl_mechanism}; correct "

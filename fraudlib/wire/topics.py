@@ -13,7 +13,7 @@ from aiokafka.errors import KafkaError
 from fraudlib.broker.main import ensure_topics
 from fraudlib.schema import TOPICS
 from fraudlib.settings import Settings
-from fraudlib.wire.credentials import no_broker, security_options
+from fraudlib.wire.credentials import NOT_CONNECTED, no_broker, security_options
 from fraudlib.wire.kafka import Publisher, client_options
 
 PATIENCE_SECONDS: Final = 60.0
@@ -51,7 +51,7 @@ async def _prepare(
             created = await ensure_topics(settings)
             await publisher.start()
             break
-        except (KafkaError, OSError) as err:
+        except NOT_CONNECTED as err:
             if time.monotonic() > end:
                 raise await no_broker(settings) from err
             if not is_told:

@@ -24,7 +24,7 @@ from fraudlib.errors import ServiceError
 from fraudlib.schema import TOPIC_TRANSACTIONS
 from fraudlib.settings import Settings
 from fraudlib.telemetry import WorkerMetrics, calm_collector, configure_logging, serve_health
-from fraudlib.wire.credentials import refusal, security_options
+from fraudlib.wire.credentials import NOT_CONNECTED, refusal, security_options
 from fraudlib.wire.kafka import Publisher
 from fraudlib.worker import precedents
 from fraudlib.worker.clients import start_clients, within
@@ -149,7 +149,7 @@ class Worker:
         while not self._stopping.is_set():
             try:
                 return await attempt()
-            except (KafkaError, OSError) as err:
+            except NOT_CONNECTED as err:
                 self._metrics.failures.labels("connect").inc()
                 why = await refusal(self._settings) or repr(err)
                 log.warning("broker does not answer", extra={"error": why, "retry_seconds": round(pause, 1)})
