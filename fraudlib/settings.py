@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Final, Literal
 
 from pydantic import Field, ValidationError, field_validator
-from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fraudlib import paths
@@ -126,7 +125,7 @@ class Settings(BaseSettings):
     def _are_servers(cls, text: str) -> str:
         found = [_server(part.strip()) for part in text.split(",")]
         if not all(server and 0 < int(server[1] or 1) <= MOST_PORT for server in found):
-            raise PydanticCustomError("servers", "expected HOST:PORT, several with commas between them")
+            raise ValueError("expected HOST:PORT, several with commas between them")
         return text
 
     @property
@@ -146,4 +145,5 @@ def invalid(err: Exception) -> str | None:
         return None
     first = err.errors()[0]
     name = "FRAUDLIB_" + "_".join(map(str, first["loc"])).upper()
-    return f"{name}: {first['msg'][0].lower()}{first['msg'][1:]}, found {first['input']!r}; correct or unset it"
+    what = first["msg"].removeprefix("Value error, ")
+    return f"{name}: {what[0].lower()}{what[1:]}, found {first['input']!r}; correct or unset it"
