@@ -17,7 +17,7 @@ PARTS = ("api", "worker", "pipelines", "cuda")
 ACCEPTED = HERE / "audit-accepted.txt"
 WAYS_OUT = (
     'which says nothing about them; ask another database with make audit ARGS="--vulnerability-service osv" (a mirror '
-    "of it: --osv-url URL), name your proxy in HTTPS_PROXY, or give dist/sbom-*.json of `make sbom` to a scanner of yours"
+    "of it: --osv-url URL), name your proxy in HTTPS_PROXY, or give dist/sbom-*.json of `make sbom` to another scanner"
 )
 
 
