@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import orjson
@@ -137,9 +138,12 @@ HOSTILE = {
 def test_a_hostile_message_costs_little(name: str) -> None:
     """A mebibyte made to hurt is refused in less than a second of CPU and forty times its size of memory."""
     message = HOSTILE[name]
-    started = time.process_time()
-    decoded = decode([message, GOOD[0]])
-    assert time.process_time() - started < 1.0
+    took = []
+    for _ in range(3):  # the least: what other tests left to collect is not the message's cost
+        started = time.process_time()
+        decoded = decode([message, GOOD[0]])
+        took.append(time.process_time() - started)
+    assert min(took) < 1.0
     tracemalloc.start()
     try:
         decode([message])
@@ -152,13 +156,20 @@ def test_a_hostile_message_costs_little(name: str) -> None:
 
 
 @pytest.mark.fuzz
-def test_atheris_finds_nothing(tmp_path: object) -> None:
-    """Inputs that reach new code of the decoder, for two minutes."""
+def test_atheris_finds_nothing(tmp_path: Path) -> None:
+    """Inputs that reach new code of the decoders, for two minutes from good messages and the fields' names on."""
     pytest.importorskip("atheris", reason="atheris is not installed; pip install -e '.[audit]' brings it on Linux")
+    seeds, words = tmp_path / "seeds", tmp_path / "words"
+    seeds.mkdir()
+    for number, message in enumerate((*GOOD, b"\n".join(GOOD))):
+        (seeds / str(number)).write_bytes(message)
+    words.write_text("".join(f'"\\"{name}\\":"\n' for name in NAMES if name))
     command = [
         sys.executable,
         "-m",
         "tests.security.fuzz_records",
+        str(seeds),
+        f"-dict={words}",
         "-max_total_time=120",
         "-max_len=4096",
         "-rss_limit_mb=2048",
