@@ -96,8 +96,14 @@ def api() -> None:
 @click.argument("name", default="default")
 @click.option("--add", type=click.Path(dir_okay=False, path_type=Path), help="Append the hash to this file.")
 @click.option("--write", type=click.Path(dir_okay=False, path_type=Path), help="Put the key here, and do not show it.")
+@click.option(
+    "--may",
+    type=click.Choice(["send", "read", "label"]),
+    multiple=True,
+    help="All that the key may do: send transactions, read alerts, label them. By default everything.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def api_key(name: str, add: Path | None, write: Path | None, as_json: bool) -> None:
+def api_key(name: str, add: Path | None, write: Path | None, may: tuple[str, ...], as_json: bool) -> None:
     """Make an API key for the client NAME.
 
     The key is shown once, or written to a file that only its owner reads; the API keeps its hash alone, as a line of
@@ -108,11 +114,12 @@ def api_key(name: str, add: Path | None, write: Path | None, as_json: bool) -> N
     \b
     Examples:
       fraudlib api-key alice --add keys/hashes
+      fraudlib api-key meters --add keys/hashes --may send
       fraudlib api-key stack --add keys/hashes --write keys/stack
     """
     from fraudlib.api import keys
 
-    shown, client = keys.make_key(name, add, write)
+    shown, client = keys.make_key(name, add, write, may or keys.RIGHTS)
     value = {"name": client.name, "key": shown, "line": client.line}
     if as_json:
         return click.echo(_json({item: text for item, text in value.items() if text}))

@@ -18,6 +18,13 @@ CLIENT: Final = "fraudlib.client"
 BUCKET: Final = "fraudlib.bucket"
 OPEN: Final = frozenset({("GET", path) for path in ("/", "/healthz", "/readyz", "/session", *STATIC)})
 INTERNAL: Final = frozenset({"/metrics", DOCS, *DOCS_ASSETS, "/openapi.json"})
+RIGHT_OF: Final = {
+    "/transaction": "send",
+    "/transactions": "send",
+    "/labels": "label",
+    "/alerts": "read",
+    "/pulse": "read",
+}
 _COOKIE_START: Final = f"{COOKIE}=".encode()
 
 
@@ -45,7 +52,8 @@ class Access:
         Returns
         -------
         Problem or None
-            400 without one Host, 401 without a key, 404 for what only the internal port shows, 429 for too much.
+            400 without one Host, 401 without a key, 403 where the key opens other things, 404 for what only the
+            internal port shows, 429 for too much.
         """
         hosts, authorization, cookie = _read(scope["headers"])
         if hosts != 1 and scope.get("http_version", "1.0") != "1.0":
@@ -57,6 +65,8 @@ class Access:
             return _no_key(authorization is not None)
         if client is not None:
             scope[CLIENT] = client.name
+            if (right := RIGHT_OF.get(scope["path"])) and right not in client.rights:
+                return Problem(403, f"this key may not {right}; `fraudlib api-key` makes one that may")
         if self._rates is not None and scope["method"] == "POST":
             return _spend(self._rates.bucket(client.name if client else _address(scope)), scope)
         return None

@@ -13,6 +13,7 @@ PROBLEM: Final[dict[str, Any]] = {"content": {MEDIA_TYPE: {"schema": ProblemDeta
 FAILURES: Final[dict[int | str, dict[str, Any]]] = {
     400: PROBLEM | {"description": "cannot be read"},
     401: PROBLEM | {"description": "no key, where the operator asks for one"},
+    403: PROBLEM | {"description": "the key was made for other things"},
     408: PROBLEM | {"description": "the body came too slowly"},
     413: PROBLEM | {"description": "too large"},
     415: PROBLEM | {"description": "another media type"},

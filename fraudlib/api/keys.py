@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -22,22 +23,26 @@ LOOK_SECONDS: Final = 2.0
 SESSION_SECONDS: Final = 12 * 3600
 NAME_PATTERN: Final = r"[A-Za-z0-9_-]{1,64}"
 _is_name = re.compile(NAME_PATTERN, re.ASCII).fullmatch
-_line = re.compile(rf"({NAME_PATTERN})\s+sha256:([0-9a-f]{{64}})", re.ASCII).fullmatch
+# What a key may open: send transactions, read alerts and how all fares, label alerts.
+RIGHTS: Final = frozenset({"send", "read", "label"})
+_line = re.compile(rf"({NAME_PATTERN})\s+sha256:([0-9a-f]{{64}})(?:\s+([a-z,]+))?", re.ASCII).fullmatch
 _is_key = re.compile(rf"{KEY_PREFIX}[A-Za-z0-9_-]{{43}}", re.ASCII).fullmatch
 _session = re.compile(r"([0-9]{1,15})\.([0-9a-f]{16})\.([0-9a-f]{64})", re.ASCII).fullmatch
 
 
 @dataclass(frozen=True)
 class Client:
-    """Who a key belongs to, and the key's SHA-256."""
+    """Who a key belongs to, the key's SHA-256, and which of RIGHTS it has."""
 
     name: str
     digest: bytes
+    rights: frozenset[str] = RIGHTS
 
     @property
     def line(self) -> str:
         """Line of the file of keys."""
-        return f"{self.name} sha256:{self.digest.hex()}"
+        rights = "" if self.rights == RIGHTS else f" {','.join(sorted(self.rights))}"
+        return f"{self.name} sha256:{self.digest.hex()}{rights}"
 
     @property
     def short(self) -> str:
@@ -50,33 +55,35 @@ def digest_of(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
-def new_key(name: str) -> tuple[str, Client]:
+def new_key(name: str, rights: Collection[str] = RIGHTS) -> tuple[str, Client]:
     """A random key and what is kept of it.
 
     Raises
     ------
     ParameterError
-        If the name is none.
+        If the name is none, or a right is unknown.
     """
     key = KEY_PREFIX + secrets.token_urlsafe(KEY_BYTES)
-    return key, client_of(name, key)
+    return key, client_of(name, key, rights)
 
 
-def client_of(name: str, key: str) -> Client:
+def client_of(name: str, key: str, rights: Collection[str] = RIGHTS) -> Client:
     """What is kept of a key.
 
     Raises
     ------
     ParameterError
-        If the name is none.
+        If the name is none, or a right is unknown.
     """
+    if not rights or not RIGHTS.issuperset(rights):
+        raise ParameterError(f"expected rights out of {', '.join(sorted(RIGHTS))}, found {', '.join(sorted(rights))}")
     if not _is_name(name):
         raise ParameterError(f"expected a client's name of 1 to 64 of the characters A-Z a-z 0-9 _ -, found {name!r}")
-    return Client(name, digest_of(key))
+    return Client(name, digest_of(key), frozenset(rights))
 
 
 def read_clients(path: Path) -> dict[bytes, Client]:
-    """Clients of a file by the hash of their key: one `NAME sha256:HASH` a line, # begins a comment.
+    """Clients of a file by the hash of their key: a line `NAME sha256:HASH [RIGHT,RIGHT]` each, # begins a comment.
 
     Raises
     ------
@@ -92,19 +99,23 @@ def read_clients(path: Path) -> dict[bytes, Client]:
         text = raw.partition("#")[0].strip()
         if not text:
             continue
-        if not (found := _line(text)):
+        found = _line(text)
+        rights = RIGHTS if not found or found[3] is None else frozenset(found[3].split(","))
+        if not found or not rights <= RIGHTS:
             raise DataError(
-                f"{path}, line {number}: expected NAME sha256:HASH, found something else; "
-                "`fraudlib api-key NAME` prints such a line"
+                f"{path}, line {number}: expected NAME sha256:HASH and perhaps some of {','.join(sorted(RIGHTS))}, "
+                "found something else; `fraudlib api-key NAME` prints such a line"
             )
-        client = Client(found[1], bytes.fromhex(found[2]))
+        client = Client(found[1], bytes.fromhex(found[2]), rights)
         clients[client.digest] = client
     if not clients:
         raise DataError(f"{path}: expected at least one API key, found none; make one with `fraudlib api-key`")
     return clients
 
 
-def make_key(name: str, add: Path | None = None, write: Path | None = None) -> tuple[str | None, Client]:
+def make_key(
+    name: str, add: Path | None = None, write: Path | None = None, rights: Collection[str] = RIGHTS
+) -> tuple[str | None, Client]:
     """Make a client's key, or take the one that `write` holds already.
 
     Parameters
@@ -112,6 +123,7 @@ def make_key(name: str, add: Path | None = None, write: Path | None = None) -> t
     name : of the client.
     add : file that the hash is appended to, unless it stands there.
     write : file that the key goes to; only its owner may read it.
+    rights : what the key may open.
 
     Returns
     -------
@@ -120,17 +132,17 @@ def make_key(name: str, add: Path | None = None, write: Path | None = None) -> t
     Raises
     ------
     ParameterError
-        If the name is none.
+        If the name is none, or a right is unknown.
     DataError
         If a file cannot be read, or `add` holds what are no keys.
     """
-    key, client = new_key(name)
+    key, client = new_key(name, rights)
     if write is not None:
         write.parent.mkdir(parents=True, exist_ok=True)
         try:
             handle = os.open(write, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:
-            client = client_of(name, _read_key(write))
+            client = client_of(name, _read_key(write), rights)
         else:
             with open(handle, "w", encoding="ascii") as file:
                 file.write(f"{key}\n")

@@ -16,6 +16,7 @@ MEDIA_TYPE: Final = "application/problem+json"
 _TITLES: Final = {
     400: ("malformed-request", "The request cannot be read"),
     401: ("no-key", "A key is needed here"),
+    403: ("not-allowed", "This key opens other things"),
     404: ("not-found", "There is nothing at this address"),
     405: ("method-not-allowed", "This address does not take that method"),
     408: ("too-slow", "The request did not arrive in time"),

@@ -183,6 +183,8 @@ class HttpSender(_Patient):
             content = None
         if response.status == 401:
             raise ServiceError(f"{self.url} asks for an API key; name the file of yours in FRAUDLIB_API_KEY_FILE")
+        if response.status == 403 and isinstance(content, dict):
+            raise ServiceError(f"{self.url}: {content.get('detail')}; name its file in FRAUDLIB_API_KEY_FILE")
         if not isinstance(content, dict) or response.status not in (202, 207, 400, 413, 422, *COME_AGAIN):
             raise ServiceError(f"{self.url}{path} answered {response.status}, which is not this project's API")
         retry = response.headers.get("Retry-After", "")

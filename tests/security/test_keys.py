@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from fastapi.testclient import TestClient
 
 from fraudlib.api import access, keys
 from fraudlib.api.access import require_safe_address
 from fraudlib.api.app import create_app
 from fraudlib.api.keys import Keys, make_key, read_clients
+from fraudlib.cli import cli
 from fraudlib.errors import DataError, ParameterError, ServiceError
 from fraudlib.settings import Settings
 from tests.test_api import JSON, TRIP, Broker, ask, is_problem, sent
@@ -80,7 +82,17 @@ def test_the_command_may_run_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"# nobody\n", b"alice\n", b"alice sha256:12\n", b"alice md5:" + b"0" * 64, b"\xff\xfe", None]
+    "content",
+    [
+        b"",
+        b"# nobody\n",
+        b"alice\n",
+        b"alice sha256:12\n",
+        b"alice md5:" + b"0" * 64,
+        b"alice sha256:" + b"0" * 64 + b" root",
+        b"\xff\xfe",
+        None,
+    ],
 )
 def test_a_file_without_keys_is_refused(tmp_path: Path, content: bytes | None) -> None:
     """Rather than opening to everyone, the API does not start; the message does not repeat the line."""
@@ -177,6 +189,50 @@ def test_a_key_opens_every_route(client: TestClient, key: str) -> None:
     label = {"transaction_id": "a", "verdict": "fraud"}
     assert client.post("/labels", json=label, headers=bearer(key)).status_code == 202
     assert client.get("/metrics", headers=bearer(key)).status_code == 200
+
+
+ROUTES = {
+    "send": [("POST", "/transaction", TRIP), ("POST", "/transactions", [TRIP])],
+    "label": [("POST", "/labels", {"transaction_id": "a", "verdict": "fraud"})],
+    "read": [("GET", "/pulse", None), ("HEAD", "/alerts", None), ("GET", "/alerts?recent=x", None)],
+}
+
+
+@pytest.mark.parametrize("right", ROUTES)
+def test_a_key_opens_what_it_was_made_for(tmp_path: Path, key: str, right: str) -> None:
+    """And nothing else, also by the session that it opens; the page's own addresses and the state stay open."""
+    limited, kept = make_key("meters", tmp_path / "hashes", rights=[right])
+    assert limited is not None
+    assert kept.line.endswith(f" {right}")
+    client = connected(Settings(api_keys_file=tmp_path / "hashes"))
+    browser = connected(Settings(api_keys_file=tmp_path / "hashes"))
+    assert browser.post("/session", headers=bearer(limited)).status_code == 204
+    for needed, requests in ROUTES.items():
+        for method, path, body in requests:
+            answers = [
+                client.request(method, path, json=body, headers=bearer(limited)),
+                browser.request(method, path, json=body),
+            ]
+            if needed == right:
+                assert all(answer.status_code in (200, 202, 405, 422) for answer in answers), (path, answers)
+            else:
+                assert [answer.status_code for answer in answers] == [403, 403], path
+                assert method == "HEAD" or is_problem(answers[0], 403, "not-allowed")
+    assert client.get("/session", headers=bearer(limited)).json()["client"] == "meters"
+    assert client.get("/readyz").status_code == 200
+
+
+def test_rights_are_those_that_there_are(tmp_path: Path) -> None:
+    """An unknown right, or none, makes no key; the command knows them too."""
+    for rights in (["root"], []):
+        with pytest.raises(ParameterError, match="expected rights out of label, read, send"):
+            make_key("alice", tmp_path / "hashes", rights=rights)
+    assert not (tmp_path / "hashes").exists()
+    options = ["api-key", "meters", "--add", str(tmp_path / "hashes"), "--may", "send", "--may", "label"]
+    assert CliRunner().invoke(cli, options).exit_code == 0
+    (made,) = read_clients(tmp_path / "hashes").values()
+    assert (made.name, made.rights) == ("meters", {"send", "label"})
+    assert CliRunner().invoke(cli, ["api-key", "a", "--may", "root"]).exit_code == 2
 
 
 async def _nobody_may_read() -> Any:
