@@ -38,6 +38,9 @@ class Settings(BaseSettings):
         ge=0,
         description="how long new topics keep transactions and scores, the others for ever; 0: as the broker likes",
     )
+    dead_letter_retention_hours: int = Field(
+        0, ge=0, description="how long a new topic of dead letters keeps them; 0: as the other topics' setting says"
+    )
     consumer_group: str = Field("fraud-workers", description="consumer group of the workers")
     broker_host: str = Field("127.0.0.1", description="address that the embedded broker listens on")
     broker_engine: Literal["python", "tansu"] = Field(

@@ -24,7 +24,7 @@ from fraudlib.api.backlog import Backlog
 from fraudlib.broker import main as broker
 from fraudlib.errors import ServiceError
 from fraudlib.paths import CURRENT
-from fraudlib.schema import TOPIC_SCORES, TOPIC_TRANSACTIONS, TOPICS
+from fraudlib.schema import TOPIC_DEAD_LETTERS, TOPIC_SCORES, TOPIC_TRANSACTIONS, TOPICS
 from fraudlib.settings import Settings
 from fraudlib.telemetry import ApiMetrics
 from fraudlib.wire import topics
@@ -79,7 +79,7 @@ def test_the_topics_command_shows_what_is_there(shared: Settings) -> None:
 
 
 def test_topics_keep_what_they_are_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Transactions and scores go after the hours of the setting; alerts, dead letters and labels never do."""
+    """Transactions and scores go after one setting's hours, dead letters after another's; alerts and labels never."""
     asked: dict[str, dict[str, str]] = {}
 
     async def create(self: AIOKafkaAdminClient, topics: list[NewTopic]) -> Any:
@@ -88,11 +88,18 @@ def test_topics_keep_what_they_are_told_to(monkeypatch: pytest.MonkeyPatch) -> N
 
     real = AIOKafkaAdminClient.create_topics
     monkeypatch.setattr(AIOKafkaAdminClient, "create_topics", create)
-    with running(free_settings(topic_retention_hours=2)):
-        pass
-    assert {name: kept.get("retention.ms") for name, kept in asked.items()} == {
-        name: "7200000" if name in (TOPIC_TRANSACTIONS, TOPIC_SCORES) else "-1" for name in TOPICS
-    }
+    hours = {"topic_retention_hours": 2, "dead_letter_retention_hours": 3}
+    told = dict.fromkeys(TOPICS, "-1") | dict.fromkeys((TOPIC_TRANSACTIONS, TOPIC_SCORES), "7200000")
+    for given, kept in (
+        ({}, dict.fromkeys(TOPICS)),
+        ({"topic_retention_hours": 2}, told),
+        (hours, told | {TOPIC_DEAD_LETTERS: "10800000"}),
+        ({"dead_letter_retention_hours": 3}, dict.fromkeys(TOPICS) | {TOPIC_DEAD_LETTERS: "10800000"}),
+    ):
+        asked.clear()
+        with running(free_settings(**given)):
+            pass
+        assert {name: options.get("retention.ms") for name, options in asked.items()} == kept
 
 
 def test_a_taken_port_is_named(shared: Settings) -> None:

@@ -20,7 +20,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError
 
 from fraudlib.errors import ServiceError
-from fraudlib.schema import TOPIC_SCORES, TOPIC_TRANSACTIONS, TOPICS
+from fraudlib.schema import TOPIC_DEAD_LETTERS, TOPIC_SCORES, TOPIC_TRANSACTIONS, TOPICS
 from fraudlib.settings import Settings
 from fraudlib.wire.kafka import client_options
 
@@ -61,9 +61,17 @@ def listener(host: str, port: int, setting: str) -> socket.socket:
 
 def _new_topic(name: str, settings: Settings) -> NewTopic:
     kept: dict[str, str] = {}
-    if hours := settings.topic_retention_hours:
-        kept["retention.ms"] = str(hours * 3_600_000 if name in (TOPIC_TRANSACTIONS, TOPIC_SCORES) else -1)
+    if hours := _hours_of(name, settings):
+        kept["retention.ms"] = str(hours * 3_600_000)
+    elif settings.topic_retention_hours:
+        kept["retention.ms"] = "-1"
     return NewTopic(name, settings.topic_partitions, settings.topic_replication, topic_configs=kept)
+
+
+def _hours_of(name: str, settings: Settings) -> int:
+    if name == TOPIC_DEAD_LETTERS:
+        return settings.dead_letter_retention_hours
+    return settings.topic_retention_hours if name in (TOPIC_TRANSACTIONS, TOPIC_SCORES) else 0
 
 
 async def ensure_topics(settings: Settings) -> list[str]:
