@@ -122,6 +122,8 @@ hashes:
 	$(COMPILE) --extra worker $$skip -o docker/requirements-worker.txt pyproject.toml; \
 	$(COMPILE) --extra model --extra pipelines $$skip -o docker/requirements-pipelines.txt pyproject.toml; \
 	$(COMPILE) -o docker/requirements-cuda.txt - <<< torch
+	@$(COMPILE) -o docker/requirements-pip.txt - <<< pip==25.3
+	@$(COMPILE) -o docker/requirements-wheel.txt - <<< 'setuptools>=77'
 	@$(COMPILE) --no-deps --torch-backend cpu -o docker/requirements-cpu.txt - <<< torch
 
 fuzz: $(AUDIT)  ## generated requests, messages, files and bundles, many more than in the tests; about half an hour

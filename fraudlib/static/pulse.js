@@ -56,6 +56,7 @@ async function look() {
     isReached = true;
     if (answer.ok) show(await answer.json());
     else if (answer.status === 401) showNotice("");
+    else if (answer.status === 403) showNotice("This key may not read alerts. Another one opens the page.");
   } catch {
     if (!isReached) showNotice("The API does not answer. This page goes on by itself once it is back.");
     isReached = false;

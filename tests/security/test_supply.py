@@ -11,7 +11,7 @@ from detect_secrets.settings import default_settings
 from fraudlib import paths
 
 ROOT = paths.root()
-IMAGES = ("api", "worker", "pipelines", "cpu", "cuda")
+IMAGES = ("api", "worker", "pipelines", "cpu", "cuda", "pip", "wheel")
 TRACKED = (".py", ".md", ".yml", ".yaml", ".toml", ".sh", ".json", ".html", ".cfg", ".ini", ".env", ".js", ".ipynb")
 EXEMPT = re.compile(r"^tests/|^docker/requirements-")  # passwords that tests make up, and hashes
 _release = re.compile(r"([A-Za-z0-9._-]+)==([^\s;+]+)(?:\+\w+)?(?: ; .*?)?((?: --hash=sha256:[0-9a-f]{64})+)").fullmatch
@@ -49,6 +49,14 @@ def test_an_image_holds_no_more_than_its_room_needs() -> None:
     assert names["api"].isdisjoint({"torch", "pandas", "scikit-learn", "papermill", "ipykernel"})
     assert names["worker"].isdisjoint({"fastapi", "uvicorn", "scikit-learn", "papermill", "ipykernel", "matplotlib"})
     assert names["cpu"] == {"torch"}
+
+
+def test_the_images_install_nothing_without_its_hash() -> None:
+    """Each pip install of the recipe checks hashes, but for the project's own wheel, which brings nothing along."""
+    recipe = (ROOT / "docker/Dockerfile").read_text()
+    installs = re.findall(r"pip install (.*)", recipe)
+    assert len(installs) > 5
+    assert [i for i in installs if not re.match(r"--require-hashes --no-deps|--no-deps /wheel/\*\.whl$", i)] == []
 
 
 def test_no_secret_is_in_the_repository() -> None:
