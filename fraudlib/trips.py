@@ -50,6 +50,7 @@ TRIPS_SCHEMA: Final = pa.schema([(c.name, _TYPES[c.kind]) for c in COLUMNS] + [(
 SIMULATED_KEY: Final = b"fraudlib.simulated"
 BASE_URL: Final = "https://d37ci6vzurychx.cloudfront.net/trip-data"
 TIMEOUT_SECONDS: Final = 30
+SMALL_BYTES: Final = 64 << 20
 _SUFFIXES: Final = (".parquet", ".csv")
 _MONTH_FILE: Final = re.compile(r"(green|yellow)_tripdata_(sample_)?(\d{4}-\d{2})(_latlon)?\.(parquet|csv)")
 _CSV_COLUMN: Final = re.compile(r"In CSV column #(\d+): (.*)", re.DOTALL)
@@ -119,8 +120,10 @@ def _typed(batch: pa.RecordBatch, source: _Source) -> pa.RecordBatch:
 
 
 def _open_parquet(path: Path) -> pq.ParquetFile:
-    # Without pre-buffering a row group of any size is decoded piece by piece.
-    return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+    # Without pre-buffering a row group of any size is decoded piece by piece. A buffer allocates whatever size a page
+    # claims, two gibibytes for a damaged file of ten kilobytes: small files are read without one.
+    buffered = path.stat().st_size > SMALL_BYTES
+    return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20 if buffered else 0)
 
 
 def _parquet_batches(path: Path, batch_rows: int, skip: int) -> Iterator[pa.RecordBatch]:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fraudlib import paths, trips
+from fraudlib.errors import DataError
 from tests.security.damaged_files import SAMPLE
 
 
@@ -51,3 +52,28 @@ def test_a_whole_number_beyond_a_double_is_data(tmp_path: Path) -> None:
     assert counts[0] == float(2**55)
     assert counts[1] == 1.0
     assert np.isnan(counts[2])
+
+
+def varint(number: int) -> bytes:
+    """Number as Thrift's compact protocol writes it."""
+    zigzag, out = 2 * number, bytearray()
+    while zigzag > 127:
+        out.append(zigzag & 127 | 128)
+        zigzag >>= 7
+    return bytes([*out, zigzag])
+
+
+def test_a_page_of_a_small_file_cannot_claim_memory(tmp_path: Path) -> None:
+    """A header that promises two gibibytes is refused without asking for them."""
+    path = tmp_path / "green_tripdata_2023-05.parquet"
+    pq.write_table(pq.read_table(SAMPLE).slice(0, 40), path, compression="none", use_dictionary=False)
+    data = path.read_bytes()
+    # The first page's header: its kind, its size and its size as compressed, each a field (0x15) of one number.
+    end_of = [place for place in range(5, 20) if data[place] < 128][:5]
+    kind, size, compressed = end_of[0], end_of[2], end_of[4]
+    assert data[4] == data[kind + 1] == data[size + 1] == 0x15
+    path.write_bytes(data[: size + 2] + varint(2**31 - 40) + data[compressed + 1 :])
+    before = pa.default_memory_pool().max_memory()
+    with pytest.raises(DataError, match=path.name):
+        trips.read(path)
+    assert pa.default_memory_pool().max_memory() < max(before, 256 << 20)
