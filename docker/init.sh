@@ -27,6 +27,7 @@ if [ ! -s "$password" ]; then
 fi
 
 fraudlib api-key stack --add keys/hashes --write keys/stack > /dev/null
-[ -s keys/ids ] || fraudlib id-key keys/ids > /dev/null
+# An empty one is what a start that was cut short left.
+[ -s keys/ids ] || { rm -f keys/ids; fraudlib id-key keys/ids > /dev/null; }
 
 exec fraudlib topics

@@ -29,10 +29,17 @@ COME_AGAIN: Final = (408, 429, 503, 504)
 
 @dataclass
 class Answer:
-    """What became of one batch: positions that were accepted, and why each other one was refused."""
+    """What became of one batch.
+
+    Attributes
+    ----------
+    accepted : positions. refused : position -> why.
+    are_ids_kept : whether the other side goes on with the ids that it was given.
+    """
 
     accepted: list[int] = field(default_factory=list)
     refused: dict[int, str] = field(default_factory=dict)
+    are_ids_kept: bool = True
 
 
 class Sender(Protocol):
@@ -149,7 +156,8 @@ class HttpSender(_Patient):
         if len(pending) == 1:
             status, retry, content = self._post("/transaction", "application/json", records[pending[0]])
             item = "accepted" if status == 202 else "invalid" if status in (400, 413, 422) else "not-sent"
-            results = [{"status": item, "error": content.get("detail", f"HTTP {status}")}]
+            why = content.get("detail", f"HTTP {status}")
+            results = [{"status": item, "error": why, "transaction_id": content.get("transaction_id")}]
         else:
             body = b"\n".join([records[i] for i in pending])
             status, retry, content = self._post("/transactions", "application/x-ndjson", body)
@@ -159,6 +167,7 @@ class HttpSender(_Patient):
         for place, result in zip(pending, results, strict=False):
             if result["status"] == "accepted":
                 answer.accepted.append(place)
+                answer.are_ids_kept &= result.get("transaction_id") == ids[place]
             elif result["status"] == "invalid":
                 answer.refused[place] = result["error"]
         if len(answer.accepted) + len(answer.refused) < len(ids):

@@ -11,6 +11,7 @@ from fraudlib import trips
 from fraudlib.demo import replay
 from fraudlib.demo.senders import HttpSender
 from fraudlib.demo.tally import Tally
+from fraudlib.errors import ServiceError
 
 WAVE_TRIPS: Final = 1000
 
@@ -71,4 +72,9 @@ class Traffic(Thread):
     def _send(self, sender: HttpSender, part: replay.Wave) -> None:
         self._tally.sending(zip(part.ids, (kind or None for kind in part.kinds), strict=True), time.perf_counter())
         answer = sender.send(part.ids, part.records)
+        if not answer.are_ids_kept:
+            raise ServiceError(
+                f"{self._url} replaces ids by keyed hashes (FRAUDLIB_ID_HASH_KEY_FILE), so that these trips cannot be "
+                "told from others' by their ids; stream to a stack that was started without it"
+            )
         self._tally.answered((part.ids[i] for i in answer.accepted), (part.ids[i] for i in answer.refused))

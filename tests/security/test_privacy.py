@@ -17,7 +17,9 @@ from fraudlib.api.keys import authorization, make_key
 from fraudlib.api.pseudonyms import Pseudonyms, write_key
 from fraudlib.demo.replay import Plan, replay
 from fraudlib.demo.senders import HttpSender
+from fraudlib.demo.session import Session
 from fraudlib.demo.stack import Stack, free_port
+from fraudlib.errors import ServiceError
 from fraudlib.schema import TOPIC_ALERTS, TOPIC_DEAD_LETTERS, TOPIC_LABELS, TOPIC_SCORES, TOPIC_TRANSACTIONS
 from fraudlib.settings import Settings
 
@@ -230,3 +232,15 @@ def test_an_id_is_nowhere_where_ids_are_hidden(hiding: Stack, keyed: Stack) -> N
         assert text
         assert ID.lower() not in text.lower()
         assert secret not in text
+
+
+def test_a_stream_that_cannot_be_followed_says_why(hiding: Stack) -> None:
+    """05_live knows its trips by id: where ids are hidden it names the setting, rather than showing nothing."""
+    began = time.monotonic()
+    with (
+        pytest.raises(ServiceError, match="FRAUDLIB_ID_HASH_KEY_FILE"),
+        Session(hiding.settings, None).stream(SAMPLE.parent, rate=100, fraud_share=0.01, seed=1) as stream,
+    ):
+        for _ in stream.every(0.1, 20):
+            pass
+    assert time.monotonic() - began < 15
