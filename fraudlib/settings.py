@@ -109,7 +109,9 @@ class Settings(BaseSettings):
     drift_bound: float = Field(0.25, gt=0, description="index of the scores' drift above which it retrains early")
     drift_hold_seconds: float = Field(1800.0, gt=0, description="how long drift stays above it before, in s")
     drift_pause_hours: float = Field(24.0, ge=0, description="least time between retrainings for drift, in h")
-    max_body_bytes: int = Field(1_048_576, ge=1024, description="largest body of one transaction or label, in bytes")
+    max_body_bytes: int = Field(
+        65_536, ge=1024, description="largest body of one transaction or label, and line of many, in bytes"
+    )
     max_batch_body_bytes: int = Field(67_108_864, ge=1024, description="largest body of POST /transactions, in bytes")
     max_in_flight: int = Field(1000, ge=1, description="requests admitted at once before 503 with Retry-After")
     max_bulk_in_flight: int = Field(4, ge=1, description="POST /transactions admitted at once before 503")
