@@ -19,6 +19,8 @@ from fraudlib.wire.records import ACCEPTED_AT, Checked, check, reason
 
 CHUNK: Final = 1000
 CHUNKS_UNDER_WAY: Final = 4
+MOST_INVALID: Final = 10_000
+MOST_BRACKETS: Final = 100_000
 _SPACE: Final = b" \t\r"
 _TWICE: Final = "expected each field once, found one twice"
 
@@ -41,6 +43,7 @@ class Bulk:
         self._publisher, self._metrics, self._name = publisher, metrics, name
         self._ids: list[str] = []  # of every item, "" where it is no transaction
         self._failures: dict[int, tuple[str, str]] = {}  # position -> status and sentence
+        self._invalid = 0
         self._sends: set[asyncio.Task[None]] = set()
 
     @property
@@ -78,8 +81,11 @@ class Bulk:
         Raises
         ------
         Problem
-            400 where it is no JSON, 422 where it is no array.
+            400 where it is no JSON, 422 where it is no array, 413 where it has too many items or parts of them.
         """
+        # Counted before anything is made of them: an empty list of three bytes becomes an object of a hundred.
+        if body.count(b"{") + body.count(b"[") > MOST_BRACKETS:
+            raise Problem(413, f"expected an array of at most {MOST_BRACKETS} flat objects; send more as NDJSON")
         try:
             values = orjson.loads(body)
         except orjson.JSONDecodeError as err:
@@ -105,6 +111,7 @@ class Bulk:
         self._ids += ids
         self._failures |= {first + row: ("invalid", why) for row, why in wrong.items()}
         self._metrics.items.labels("invalid").inc(len(wrong))
+        self._invalid += len(wrong)
         messages = _messages(checked, good, ids, lines if self._name is None else None)
         rows: list[Row] = [(ids[row].encode(), message, []) for row, message in zip(good, messages, strict=True)]
         if rows:
@@ -113,6 +120,9 @@ class Bulk:
             task = asyncio.create_task(self._send(rows, [first + row for row in good]))
             self._sends.add(task)
             task.add_done_callback(self._sends.discard)
+        if self._invalid > MOST_INVALID:
+            raise Problem(422, f"more than {MOST_INVALID} items can be no transaction; what follows was not looked at")
+        await asyncio.sleep(0)  # others have their turn, also where all of it was there at once
 
     async def _send(self, rows: list[Row], places: list[int]) -> None:
         try:

@@ -151,6 +151,7 @@ def add_transactions(app: FastAPI, services: Services) -> Endpoint:
                     await bulk.take_lines(lines)
         except Problem as problem:
             await bulk.finish()
+            charge(request.scope, bulk.accepted + bulk.failed)
             if bulk.accepted or bulk.failed:
                 problem.members |= bulk.summary()
             raise
