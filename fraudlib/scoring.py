@@ -25,6 +25,7 @@ Reason = dict[str, Any]
 
 CHUNK = 768  # rows per pass on a CPU: the first layer of all views stays in its cache
 CHUNK_CUDA = 65_536
+QUICK_ROWS = 16
 MAX_REASONS = 3
 REASON_KEYS = ("field", "observed", "expected", "surprise")
 VOIDED = 1.0  # what one honest trip in ten reaches
@@ -129,6 +130,11 @@ class Scorer:
         self.statistics = statistics
         self.calibration = calibration
         self.threshold, self.block = threshold, block
+
+    @property
+    def quick_rows(self) -> int:
+        """Rows that are scored within about two milliseconds, without a device or a library that could hang."""
+        return QUICK_ROWS if self._forward is not None else 0
 
     @classmethod
     def load(cls, folder: Path, device: str = "cpu", threads: int = 1, verify_key: Path | None = None) -> "Scorer":

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -32,6 +32,7 @@ Row = tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]
 """Key, value and headers of a message to publish."""
 
 BATCH_BYTES: Final = 900_000  # below the 1,048,588 bytes that Kafka takes in one batch by default
+FEW_ROWS: Final = 512  # of a partition, that are sent as one batch
 STRIKES: Final = 3
 
 # After these the broker has certainly not appended; any other error may come after the write.
@@ -113,6 +114,16 @@ def _murmur2(raw: NDArray[np.uint8]) -> NDArray[np.uint32]:
     h *= m
     h ^= h >> np.uint32(15)
     return h
+
+
+def _one_batch(producer: AIOKafkaProducer, rows: Sequence[Row]) -> Any:
+    """The rows as one closed batch, None where they do not fit."""
+    batch = producer.create_batch()
+    for key, value, headers in rows:
+        if batch.append(timestamp=None, key=key, value=value, headers=headers) is None:
+            return None
+    batch.close()
+    return batch
 
 
 def _retrieve(future: "asyncio.Future[Any]") -> None:
@@ -236,6 +247,54 @@ class Publisher:
             err.acknowledged = done
             raise
 
+    async def send_parts(self, parts: Mapping[tuple[str, int], Sequence[Row]]) -> None:
+        """Publish the rows of several topics and partitions at once, those of each in their order.
+
+        Raises
+        ------
+        NotSentError, OutcomeUnknownError
+            One of them, once nothing is under way any more.
+        """
+        batches, large = [], []
+        for (topic, partition), rows in parts.items():
+            batch = _one_batch(self._current(), rows) if len(rows) <= FEW_ROWS else None
+            if batch is None:
+                large.append(self.send_rows(topic, partition, rows))
+            else:
+                batches.append((topic, partition, batch))
+        if not large:
+            return await self._send_batches(batches)
+        for result in await asyncio.gather(self._send_batches(batches), *large, return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+
+    async def _send_batches(self, batches: Sequence[tuple[str, int, Any]]) -> None:
+        """Send one batch each to some partitions, with one wait for all: for few rows, a task each would cost more."""
+        futures: list[asyncio.Future[Any]] = []
+        errors: list[ServiceError] = []
+        cause: BaseException | None = None
+        try:
+            async with asyncio.timeout(self._settings.send_timeout_seconds):
+                for topic, partition, batch in batches:
+                    futures.append(await self._current().send_batch(batch, topic, partition=partition))
+        except (KafkaError, TimeoutError, AssertionError) as err:
+            errors.append(self._strike(err, NotSentError("the broker takes no more messages; try again")))
+            cause = err
+        except NotSentError as err:
+            errors.append(err)
+        if futures:
+            # A little longer than the producer's own limit, so that its more telling error comes first.
+            await asyncio.wait(futures, timeout=self._settings.send_timeout_seconds + 0.5)
+        for future in futures:
+            future.add_done_callback(_retrieve)
+            failure = future.exception() if future.done() else TimeoutError()
+            if failure is not None:
+                errors.append(self._unacknowledged(failure))
+                cause = cause or failure
+        if errors:
+            raise errors[0] from cause
+        self._strikes = 0
+
     async def _submit(self, producer: AIOKafkaProducer, batch: Any, topic: str, partition: int) -> None:
         batch.close()
         try:
@@ -251,16 +310,20 @@ class Publisher:
             # A little longer than the producer's own limit, so that its more telling error comes first.
             async with asyncio.timeout(self._settings.send_timeout_seconds + 0.5):
                 await asyncio.shield(future)
-        except _REFUSED as err:
-            raise self._strike(err, RefusedError(f"the broker refused the message: {type(err).__name__}")) from err
-        except _NOT_WRITTEN as err:
-            raise self._strike(err, NotSentError(f"the broker refused the message: {type(err).__name__}")) from err
         except (KafkaError, TimeoutError) as err:
-            text = "the broker did not acknowledge in time; the message may or may not be there"
-            raise self._strike(err, OutcomeUnknownError(text)) from err
+            raise self._unacknowledged(err) from err
         self._strikes = 0
 
-    def _strike(self, cause: Exception, error: ServiceError) -> ServiceError:
+    def _unacknowledged(self, err: BaseException) -> ServiceError:
+        """What an acknowledgement that failed, or did not come in time, says of the message."""
+        if isinstance(err, _REFUSED):
+            return self._strike(err, RefusedError(f"the broker refused the message: {type(err).__name__}"))
+        if isinstance(err, _NOT_WRITTEN):
+            return self._strike(err, NotSentError(f"the broker refused the message: {type(err).__name__}"))
+        text = "the broker did not acknowledge in time; the message may or may not be there"
+        return self._strike(err, OutcomeUnknownError(text))
+
+    def _strike(self, cause: BaseException, error: ServiceError) -> ServiceError:
         self._strikes += 1
         if self._strikes >= STRIKES or isinstance(cause, _POISONED):
             self.broken.set()

@@ -96,6 +96,11 @@ class FallbackScorer:
         self._fall_back, self._metrics = fall_back, metrics
         self._limit: int | None = None  # rows that memory was last enough for
 
+    @property
+    def quick_rows(self) -> int:
+        """See `Scorer.quick_rows`."""
+        return getattr(self.inner, "quick_rows", 0)
+
     def score(self, columns: Columns, /) -> Scores:
         """Scores of the columns.
 

@@ -56,6 +56,11 @@ class Quarantine:
         self._acquitted: tuple[int, int] | None = None
         self.is_trying = False
 
+    @property
+    def is_calm(self) -> bool:
+        """Whether no record is under suspicion: then a batch takes no longer than its scoring."""
+        return not self._journal.suspects and not self._journal.convicted
+
     def process(self, messages: Sequence[Message], ranges: Ranges, scorer: Scorer) -> Outputs:
         """Outputs of a batch, as `outputs.process` makes them.
 
@@ -69,7 +74,7 @@ class Quarantine:
             If the model cannot score anything.
         """
         journal = self._journal
-        if not journal.suspects and not journal.convicted:
+        if self.is_calm:
             with journal.under_way(ranges):
                 return _outputs(messages, scorer)
         journal.clear_before(ranges)

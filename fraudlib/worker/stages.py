@@ -6,7 +6,6 @@ moves on, and the partition is read again from the last acknowledged place.
 """
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -86,6 +85,7 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
         self._fetched: asyncio.Queue[Batch | None] = asyncio.Queue(1)
         self._scored: asyncio.Queue[Batch | None] = asyncio.Queue(1)
         self._hungry = asyncio.Event()  # the scorer waits for a batch
+        self._look_again = asyncio.Event()  # it does, or the pause between two polls is over
         self._idle = asyncio.Event()  # nothing is being published
         self._idle.set()
         self._dirty = asyncio.Event()  # something is acknowledged and not committed
@@ -120,12 +120,12 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
             self.waits_for_messages = False
             if batch is None:
                 continue
+            pause = self._settings.batch_wait_ms / 1000
             while not self._hungry.is_set() and (room := self._settings.batch_max_records - len(batch.messages)) > 0:
                 # A poll lets the client fetch, which the broker answers for a single message: asked at once, it would
                 # keep both of them busy with one message at a time, while the scorer needs the processor.
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._settings.batch_wait_ms / 1000):
-                        await self._hungry.wait()
+                await self._hungry_within(pause)
+                pause *= 2
                 more = await self._poll(0, room)
                 if batch.epoch != self._epoch:
                     batch = more or Batch(self._epoch)
@@ -134,6 +134,15 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
             self._hungry.clear()
             await self._fetched.put(batch)
         await self._fetched.put(None)
+
+    async def _hungry_within(self, seconds: float) -> None:
+        """Return when the scorer waits for a batch, at the latest after so many seconds."""
+        timer = asyncio.get_running_loop().call_later(seconds, self._look_again.set)
+        try:
+            await self._look_again.wait()
+        finally:
+            timer.cancel()
+            self._look_again.clear()
 
     async def _poll(self, timeout_ms: int, records: int) -> Batch | None:
         polled = await self._consumer.getmany(timeout_ms=timeout_ms, max_records=records)
@@ -148,7 +157,7 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
         return batch
 
     async def score(self) -> None:
-        """Second stage, off the event loop, so that heartbeats go on."""
+        """Second stage; off the event loop, so that heartbeats go on, but for the few rows that take a millisecond."""
         loop = asyncio.get_running_loop()
         while (fetched := await self._next_fetched()) is not None:
             for batch in fetched.by_scorer(self._bindings, self._bundle.scorer):
@@ -156,9 +165,18 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
                     continue
                 self._metrics.batch.observe(len(batch.messages))
                 with self._metrics.score.time():
-                    batch.outputs = await loop.run_in_executor(self._executor, self._process, batch)
+                    if self._is_quick(batch):
+                        batch.outputs = self._process(batch)
+                    else:
+                        batch.outputs = await loop.run_in_executor(self._executor, self._process, batch)
                 await self._scored.put(batch)
+                # While the publisher has not even taken this one, the next may as well grow: it would wait scored.
+                await self._scored.join()
         await self._scored.put(None)
+
+    def _is_quick(self, batch: Batch) -> bool:
+        """Whether a batch is scored sooner than it is handed to another thread and back."""
+        return len(batch.messages) <= getattr(batch.scorer, "quick_rows", 0) and self._quarantine.is_calm
 
     def _process(self, batch: Batch) -> Outputs:
         assert batch.scorer is not None, "score() chose one"
@@ -171,11 +189,13 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def _next_fetched(self) -> Batch | None:
         self._hungry.set()
+        self._look_again.set()
         return await self._fetched.get()
 
     async def publish(self) -> None:
         """Third stage: alerts and dead letters acknowledged, then scores, then the offsets are due."""
         while (batch := await self._scored.get()) is not None:
+            self._scored.task_done()
             if time.monotonic() - batch.taken_at > self._settings.session_timeout_ms / 1000:
                 # The process may have been paused, and the group gone on without it: a commit tells.
                 await self.commit(always=True)
@@ -206,15 +226,13 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
             self._bindings.bind(partition, start, stop, batch.scorer)
 
     async def _emit(self, outputs: Outputs) -> None:
-        await self._send({TOPIC_ALERTS: outputs.alerts, TOPIC_DEAD_LETTERS: outputs.dead_letters})
-        await self._send({TOPIC_SCORES: outputs.scores})
-
-    async def _send(self, topics: dict[str, dict[int, list[Any]]]) -> None:
-        sends = [self._publisher.send_rows(t, p, rows) for t, parts in topics.items() for p, rows in parts.items()]
         # All end before the first error counts: nothing of this batch may still be under way when it starts again.
-        for result in await asyncio.gather(*sends, return_exceptions=True):
-            if isinstance(result, BaseException):
-                raise result
+        first = {(TOPIC_ALERTS, partition): rows for partition, rows in outputs.alerts.items()}
+        first |= {(TOPIC_DEAD_LETTERS, partition): rows for partition, rows in outputs.dead_letters.items()}
+        if first:
+            await self._publisher.send_parts(first)
+        scores = {(TOPIC_SCORES, partition): rows for partition, rows in outputs.scores.items()}
+        await self._publisher.send_parts(scores)
 
     def _acknowledge(self, batch: Batch) -> None:
         outputs, metrics = batch.outputs, self._metrics

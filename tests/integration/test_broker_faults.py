@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
-from fraudlib.schema import TOPIC_SCORES
+from fraudlib.schema import TOPIC_ALERTS, TOPIC_SCORES
 from fraudlib.settings import Settings
 from fraudlib.wire.kafka import NotSentError, OutcomeUnknownError, Publisher
 
@@ -99,3 +99,30 @@ def test_an_error_after_the_write_leaves_the_outcome_open(cluster: MockCluster) 
             await publisher.send_rows(TOPIC_SCORES, 0, ROWS)
 
     publish(cluster, send)
+
+
+def test_parts_end_before_one_of_them_fails(cluster: MockCluster) -> None:
+    """Small parts in one batch each and a large one in many: all are there, or nothing is under way at the error."""
+    parts = {(TOPIC_SCORES, 0): ROWS * 3000, (TOPIC_ALERTS, 0): ROWS}
+
+    async def send(publisher: Publisher) -> None:
+        await publisher.send_parts(parts)
+        cluster.fail_next(PRODUCE, MESSAGE_TOO_LARGE)
+        with pytest.raises(NotSentError):
+            await publisher.send_parts(dict.fromkeys(parts, ROWS))
+        cluster.fail_next(PRODUCE, UNKNOWN_SERVER_ERROR)
+        with pytest.raises(OutcomeUnknownError):
+            await publisher.send_parts(dict.fromkeys(parts, ROWS))
+
+    publish(cluster, send)
+
+
+def test_parts_without_a_broker_end_in_time(cluster: MockCluster) -> None:
+    """Nothing is claimed of what was not acknowledged."""
+
+    async def send(publisher: Publisher) -> None:
+        cluster.down()
+        with pytest.raises((NotSentError, OutcomeUnknownError)):
+            await publisher.send_parts({(TOPIC_SCORES, 0): ROWS, (TOPIC_ALERTS, 0): ROWS})
+
+    assert publish(cluster, send) < 2 * SECONDS + 3
