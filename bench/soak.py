@@ -40,6 +40,7 @@ BROKER_MEMORY_MB: Final = 128  # full within minutes: what the broker keeps is n
 DRAIN_SECONDS: Final = 60.0
 MIB: Final = 2**20
 LOOKED_AT: Final = ("broker", "api", "worker")
+OF_PYTHON: Final = ("api", "worker")  # these tell of themselves
 PASS_SLOPE: Final = 1.0  # MiB an hour
 
 
@@ -66,36 +67,50 @@ class Looks:
     """What the lasting processes use, look by look."""
 
     seconds: list[float] = field(default_factory=list)
+    sent: list[int] = field(default_factory=list)
     memory_mib: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in LOOKED_AT})
     descriptors: dict[str, list[int]] = field(default_factory=lambda: {name: [] for name in LOOKED_AT})
     threads: dict[str, list[int]] = field(default_factory=lambda: {name: [] for name in LOOKED_AT})
-    tasks: dict[str, list[int]] = field(default_factory=lambda: {name: [] for name in ("api", "worker")})
+    tasks: dict[str, list[int]] = field(default_factory=lambda: {name: [] for name in OF_PYTHON})
+    blocks: dict[str, list[int]] = field(default_factory=lambda: {name: [] for name in OF_PYTHON})
 
-    def take(self, at: float, services: dict[str, Service], ports: dict[str, int]) -> None:
-        """Look once."""
+    def take(self, at: float, sent: int, services: dict[str, Service], ports: dict[str, int]) -> None:
+        """Look once, `at` seconds after the start, when `sent` transactions had gone out."""
         self.seconds.append(at)
+        self.sent.append(sent)
         for name, service in services.items():
             family = service.family()
             self.memory_mib[name].append(sum(process.memory_info().rss for process in family) / MIB)
             self.descriptors[name].append(sum(process.num_fds() for process in family))
             self.threads[name].append(sum(process.num_threads() for process in family))
         for name, port in ports.items():
-            (count,) = metrics.samples(port, f"fraudlib_{name}_tasks").values()
-            self.tasks[name].append(int(count))
+            found = metrics.samples(port, f"fraudlib_{name}_")
+            self.tasks[name].append(int(found[f"fraudlib_{name}_tasks"]))
+            self.blocks[name].append(int(found[f"fraudlib_{name}_python_blocks"]))
 
     def figures(self, warm: float) -> dict[str, dict[str, Any]]:
-        """Slope of the memory after the warm-up, in MiB an hour, and whether the counts stayed."""
+        """Slopes after the warm-up, an hour and a million transactions, and whether the counts stayed.
+
+        What grows with the clock and what grows with the load read differently at another rate. Memory (MiB) that
+        grows without Python's blocks is the allocator's or native code's.
+        """
         late = np.array(self.seconds) >= warm
-        hours = np.array(self.seconds)[late] / 3600
+        hours, millions = np.array(self.seconds)[late] / 3600, np.array(self.sent)[late] / 1e6
         found: dict[str, dict[str, Any]] = {}
         for name in LOOKED_AT:
             # Theil and Sen's slope: a moment's buffer does not tilt it.
-            slope, _, low, high = stats.theilslopes(np.array(self.memory_mib[name])[late], hours)
+            memory = np.array(self.memory_mib[name])[late]
+            slope, _, low, high = stats.theilslopes(memory, hours)
             found[name] = {
-                "memory_mib": round(float(np.median(np.array(self.memory_mib[name])[late])), 1),
+                "memory_mib": round(float(np.median(memory)), 1),
                 "slope_mib_per_hour": round(float(slope), 2),
                 "slope_interval": [round(float(low), 2), round(float(high), 2)],
+                "slope_mib_per_million": round(float(stats.theilslopes(memory, millions).slope), 2),
             }
+            if name in self.blocks:
+                blocks = np.array(self.blocks[name])[late]
+                found[name]["python_blocks"] = int(np.median(blocks))
+                found[name]["python_blocks_per_million"] = round(float(stats.theilslopes(blocks, millions).slope))
             for what, counts in (("descriptors", self.descriptors), ("threads", self.threads), ("tasks", self.tasks)):
                 if name in counts:
                     first, last = np.array_split(np.array(counts[name])[late], 2)
@@ -189,7 +204,7 @@ class Soak:
         while self._sender.is_alive():
             now = time.monotonic() - started
             self._check()
-            self.looks.take(now, self._lasting, ports)
+            self.looks.take(now, self._sender.sent, self._lasting, ports)
             if now >= restart:
                 self._restart(now)
                 restart += self._plan.restart_s

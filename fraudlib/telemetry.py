@@ -58,6 +58,12 @@ class BulkHistogram(Collector):
         yield HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=self._sum)
 
 
+def _count_blocks(name: str, registry: CollectorRegistry) -> None:
+    """Show what Python holds: resident memory that grows while this stays is the allocator's, or another language's."""
+    gauge = Gauge(name, "memory blocks that Python holds, of any size", registry=registry)
+    gauge.set_function(sys.getallocatedblocks)
+
+
 def _start(counter: Counter, values: Sequence[str]) -> None:
     """Show every label from the start, at zero: a rate sees nothing of a counter that begins at one."""
     for value in values:
@@ -90,6 +96,7 @@ class ApiMetrics:
         self.rebuilds = Counter("fraudlib_api_producer_rebuilds_total", "producers replaced", registry=registry)
         self.streams = Gauge("fraudlib_api_alert_streams", "clients that follow GET /alerts", registry=registry)
         self.tasks = Gauge("fraudlib_api_tasks", "tasks of the event loop", registry=registry)
+        _count_blocks("fraudlib_api_python_blocks", registry)
         self.labels = Counter("fraudlib_api_labels_total", "labels accepted", ["verdict"], registry=registry)
         _start(self.labels, ("fraud", "honest"))
 
@@ -143,6 +150,7 @@ class WorkerMetrics:
             "fraudlib_worker_loop_lag_seconds", "how late the event loop came round", SECONDS, registry
         )
         self.tasks = Gauge("fraudlib_worker_tasks", "tasks of the event loop", registry=registry)
+        _count_blocks("fraudlib_worker_python_blocks", registry)
         self._observe(registry)
 
     def _observe(self, registry: CollectorRegistry) -> None:

@@ -120,6 +120,23 @@ def test_a_process_says_when_it_started_and_what_it_takes() -> None:
     assert (registry.get_sample_value("process_resident_memory_bytes") or 0) > 0
 
 
+def test_what_python_holds_follows_its_objects() -> None:
+    """A hundred thousand objects more show as that many blocks, and are gone when they are let go."""
+    registry = CollectorRegistry()
+    ApiMetrics(registry)
+    WorkerMetrics(registry)
+    for service in ("api", "worker"):
+
+        def blocks(name: str = f"fraudlib_{service}_python_blocks") -> float:
+            return registry.get_sample_value(name) or 0
+
+        before = blocks()
+        kept = [object() for _ in range(100_000)]
+        assert blocks() - before == pytest.approx(len(kept), rel=0.02)
+        del kept
+        assert blocks() == pytest.approx(before, abs=2_000)
+
+
 def test_a_counter_of_known_labels_starts_at_zero() -> None:
     """A rate sees nothing of a counter that appears with its first failure."""
     registry = CollectorRegistry()
