@@ -21,6 +21,7 @@ CHUNK: Final = 1000
 CHUNKS_UNDER_WAY: Final = 4
 MOST_INVALID: Final = 10_000
 MOST_BRACKETS: Final = 100_000
+MOST_FIELDS: Final = 1000  # of an item of an array
 _SPACE: Final = b" \t\r"
 _TWICE: Final = "expected each field once, found one twice"
 
@@ -75,24 +76,30 @@ class Bulk:
                     wrong[row] = fault
         await self._take(values, wrong, lines)
 
-    async def take_array(self, body: bytes) -> None:
-        """Take a JSON array.
+    async def take_array(self, body: bytes, longest: int) -> None:
+        """Take a JSON array of items of at most `longest` bytes.
 
         Raises
         ------
         Problem
-            400 where it is no JSON, 422 where it is no array, 413 where it has too many items or parts of them.
+            400 where it is no JSON, 422 where it is no array, 413 where it has too many items or parts of them, or one
+            of them is too long or has too many fields.
         """
         # Counted before anything is made of them: an empty list of three bytes becomes an object of a hundred.
         if body.count(b"{") + body.count(b"[") > MOST_BRACKETS:
             raise Problem(413, f"expected an array of at most {MOST_BRACKETS} flat objects; send more as NDJSON")
+        if _has_longer(body, longest):
+            raise Problem(413, f"expected items of at most {longest} bytes")
         try:
             values = orjson.loads(body)
         except orjson.JSONDecodeError as err:
             raise Problem(400, f"expected a JSON array in UTF-8: {err.msg}") from err
         if not isinstance(values, list):
             raise Problem(422, "expected a JSON array of transactions")
-        twice = _repeating(body) if _may_repeat(body.count(b'"'), values) else set()
+        if any(type(value) is dict and len(value) > MOST_FIELDS for value in values):
+            raise Problem(413, f"expected items of at most {MOST_FIELDS} fields")
+        # In a thread, which lets others have their turn: this parser takes ten times as long.
+        twice = await asyncio.to_thread(_repeating, body) if _may_repeat(body.count(b'"'), values) else set()
         for start in range(0, len(values), CHUNK):
             chunk = values[start : start + CHUNK]
             await self._take(chunk, {row: _TWICE for row in range(len(chunk)) if start + row in twice}, None)
@@ -153,6 +160,17 @@ class Bulk:
             self._failures |= dict.fromkeys(places[acknowledged:], (status, str(err)))
             outcome = "not_sent" if isinstance(err, NotSentError) else "unknown"
             self._metrics.items.labels(outcome).inc(len(places) - acknowledged)
+
+
+def _has_longer(body: bytes, longest: int) -> bool:
+    """Whether some item is certainly longer, told from the places where objects end; texts with a `}` hide one."""
+    end = 0
+    while len(body) - end > longest:
+        following = body.rfind(b"}", end, end + longest)
+        if following < 0:
+            return True
+        end = following + 1
+    return False
 
 
 def _parse(lines: Sequence[bytes]) -> tuple[list[Any], dict[int, str]]:

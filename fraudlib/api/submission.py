@@ -145,7 +145,7 @@ def add_transactions(app: FastAPI, services: Services) -> Endpoint:
         bulk = Bulk(services.link.publisher, services.metrics, services.name)
         try:
             if kind == "application/json":
-                await _take_array(request, bulk)
+                await _take_array(request, bulk, services.settings.max_body_bytes)
             else:
                 async for lines in lines_of(request.stream(), services.settings.max_body_bytes):
                     await bulk.take_lines(lines)
@@ -162,13 +162,13 @@ def add_transactions(app: FastAPI, services: Services) -> Endpoint:
     return post_transactions
 
 
-async def _take_array(request: Request, bulk: Bulk) -> None:
+async def _take_array(request: Request, bulk: Bulk, longest: int) -> None:
     body = bytearray()
     async for part in request.stream():
         body += part
         if len(body) > ARRAY_BYTES:
             raise Problem(413, f"expected an array of at most {ARRAY_BYTES} bytes; send more as NDJSON")
-    await bulk.take_array(bytes(body))
+    await bulk.take_array(bytes(body), longest)
 
 
 def _bulk_answer(bulk: Bulk) -> Response:

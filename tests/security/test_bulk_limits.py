@@ -6,7 +6,7 @@ from pathlib import Path
 from fastapi.testclient import TestClient
 
 from fraudlib.api.app import create_app
-from fraudlib.api.bulk import MOST_BRACKETS, MOST_INVALID
+from fraudlib.api.bulk import MOST_BRACKETS, MOST_FIELDS, MOST_INVALID
 from fraudlib.api.keys import make_key
 from fraudlib.settings import Settings
 from tests.test_api import JSON, NDJSON, TRIP, Broker, is_problem, sent
@@ -30,6 +30,22 @@ def test_an_array_of_countless_nothings_is_refused_unread() -> None:
     assert broker.messages == []
     most = b"[" + b",".join([LINE] * 5000) + b"]"
     assert client.post("/transactions", content=most, headers=JSON).json()["accepted"] == 5000
+
+
+def test_an_array_takes_items_of_the_size_of_a_single_transaction() -> None:
+    """Told before it is parsed where it can be; one that hides it in its texts is told by its fields."""
+    broker = Broker()
+    client = api(broker, Settings())
+    fields = [b'"%06d":1' % i for i in range(10_000)]
+    hidden = [b'"}%05d":1' % i for i in range(MOST_FIELDS + 1)]
+    for parts, why in ((fields, "65536 bytes"), (hidden, "1000 fields")):
+        for body in (b"[" + LINE + b",{" + b",".join(parts) + b"}]", b"[{" + b",".join(parts) + b"}," + LINE + b"]"):
+            response = client.post("/transactions", content=body, headers=JSON)
+            assert is_problem(response, 413, "too-large")
+            assert why in response.json()["detail"]
+    assert broker.messages == []
+    wide = b"[" + LINE + b",{" + b",".join([LINE[1:-1], *fields[: MOST_FIELDS - 3]]) + b"}]"
+    assert client.post("/transactions", content=wide, headers=JSON).json()["accepted"] == 2
 
 
 def test_a_bulk_ends_after_too_many_that_can_be_none() -> None:
