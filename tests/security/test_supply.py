@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 from detect_secrets import SecretsCollection
 from detect_secrets.settings import default_settings
 
@@ -94,3 +95,13 @@ def test_no_service_has_a_password_that_everyone_knows() -> None:
                 if known.search(line) and not is_path and "requirements-" not in path.name:
                     found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
     assert found == []
+
+
+def test_the_checks_run_what_was_read_and_hold_no_rights() -> None:
+    """Each action of the workflow is a commit, not a tag that can be moved; its token reads and is not left on the disk."""
+    text = (ROOT / ".github/workflows/ci.yml").read_text()
+    used = re.findall(r"uses: (\S+)", text)
+    assert used
+    assert [action for action in used if not re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action)] == []
+    assert yaml.safe_load(text)["permissions"] == {"contents": "read"}
+    assert text.count("actions/checkout@") == text.count("persist-credentials: false")
