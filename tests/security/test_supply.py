@@ -98,7 +98,7 @@ def test_no_service_has_a_password_that_everyone_knows() -> None:
 
 
 def test_the_checks_run_what_was_read_and_hold_no_rights() -> None:
-    """Each action of the workflow is a commit, not a tag that can be moved; its token reads and is not left on the disk."""
+    """Each action of the workflow is a commit, not a tag that can move; its token reads and is not left on the disk."""
     text = (ROOT / ".github/workflows/ci.yml").read_text()
     used = re.findall(r"uses: (\S+)", text)
     assert used
