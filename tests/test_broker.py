@@ -28,7 +28,7 @@ from fraudlib.schema import TOPIC_DEAD_LETTERS, TOPIC_SCORES, TOPIC_TRANSACTIONS
 from fraudlib.settings import Settings
 from fraudlib.telemetry import ApiMetrics
 from fraudlib.wire import topics
-from fraudlib.wire.kafka import NotSentError, OutcomeUnknownError, Publisher, partitions_of
+from fraudlib.wire.kafka import NotSentError, OutcomeUnknownError, Publisher, partition_of, partitions_of
 from fraudlib.worker.main import EXIT_MODEL, EXIT_STUCK, Worker
 from fraudlib.worker.outputs import Scorer
 
@@ -143,7 +143,35 @@ def test_the_broker_ends_with_its_parent(number: int, code: int) -> None:
 def test_partitions_are_those_of_any_other_client() -> None:
     """Keys of every length go where Kafka's default partitioner sends them."""
     keys = [os.urandom(length) for length in range(70) for _ in range(3)]
-    assert partitions_of(keys, 7).tolist() == [(murmur2(key) & 0x7FFFFFFF) % 7 for key in keys]
+    expected = [(murmur2(key) & 0x7FFFFFFF) % 7 for key in keys]
+    assert partitions_of(keys, 7).tolist() == [partition_of(key, 7) for key in keys] == expected
+
+
+def test_single_messages_arrive_once_each_and_in_order(shared: Settings) -> None:
+    """Sent by many at once, of all sizes, more of them than fit into one batch; a key's own stay in order."""
+    from aiokafka import AIOKafkaConsumer
+
+    sizes = [10, 60_000] * 40
+    mark = os.urandom(4).hex().encode()
+
+    async def there_and_back() -> dict[bytes, list[int]]:
+        publisher = Publisher(shared)
+        await publisher.start()
+        rows = [(b"%b-%d" % (mark, i % 7), b"%d|" % i + b"x" * size) for i, size in enumerate(sizes)]
+        await asyncio.gather(*(publisher.send("alerts", key, value) for key, value in rows))
+        await publisher.stop()
+        options = {"bootstrap_servers": shared.kafka_bootstrap_servers, "auto_offset_reset": "earliest"}
+        async with AIOKafkaConsumer("alerts", **options) as consumer:
+            found: dict[bytes, list[int]] = {}
+            while sum(map(len, found.values())) < len(sizes):
+                for messages in (await consumer.getmany(timeout_ms=2000)).values():
+                    for message in messages:
+                        if message.key.startswith(mark):
+                            found.setdefault(message.key, []).append(int(message.value.partition(b"|")[0]))
+            return found
+
+    found = asyncio.run(asyncio.wait_for(there_and_back(), 20))
+    assert found == {b"%b-%d" % (mark, k): list(range(k, len(sizes), 7)) for k in range(7)}
 
 
 def test_rows_are_published_in_order_whatever_their_size(shared: Settings) -> None:
@@ -182,8 +210,10 @@ def test_a_broker_that_goes_away_leaves_an_unknown_outcome_and_a_stop_that_ends(
         assert await publisher.answers()
         process.kill()
         process.wait()
-        for _ in range(3):
-            with pytest.raises(OutcomeUnknownError):
+        with pytest.raises(OutcomeUnknownError):
+            await publisher.send("labels", b"k", b"v")
+        for _ in range(2):
+            with pytest.raises((NotSentError, OutcomeUnknownError)):
                 await publisher.send("labels", b"k", b"v")
         assert publisher.broken.is_set()
         assert not await publisher.answers()

@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import (
     InvalidTopicError,
     KafkaError,
@@ -25,6 +27,7 @@ from numpy.typing import NDArray
 from fraudlib.errors import ServiceError
 from fraudlib.settings import Settings
 from fraudlib.wire.credentials import security_options
+from fraudlib.wire.singles import PATIENCE_SECONDS, Lane, Single
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +37,8 @@ Row = tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]
 BATCH_BYTES: Final = 900_000  # below the 1,048,588 bytes that Kafka takes in one batch by default
 FEW_ROWS: Final = 512  # of a partition, that are sent as one batch
 STRIKES: Final = 3
+_M: Final = 0x5BD1E995  # of murmur2
+_BITS: Final = 0xFFFFFFFF
 
 # After these the broker has certainly not appended; any other error may come after the write.
 _REFUSED: Final = (
@@ -93,27 +98,39 @@ def partitions_of(keys: Sequence[bytes], partitions: int) -> NDArray[np.int64]:
         by_length.setdefault(len(key), []).append(row)
     for length, rows in by_length.items():
         raw = np.frombuffer(b"".join([keys[row] for row in rows]), dtype=np.uint8).reshape(len(rows), length)
-        out[rows] = (_murmur2(raw) & 0x7FFFFFFF) % partitions
+        whole = length // 4 * 4
+        words = np.ascontiguousarray(raw[:, :whole]).view("<u4").astype(np.uint64).T
+        rest = np.zeros(len(rows), dtype=np.uint64)
+        for i in range(whole, length):
+            rest |= raw[:, i].astype(np.uint64) << np.uint64(8 * (i - whole))
+        out[rows] = (_murmur2(words, rest, length) & np.uint64(0x7FFFFFFF)).astype(np.int64) % partitions
     return out
 
 
-def _murmur2(raw: NDArray[np.uint8]) -> NDArray[np.uint32]:
-    """Kafka's murmur2 of each row of bytes (n, length)."""
-    n, length = raw.shape
-    m, whole = np.uint32(0x5BD1E995), length // 4 * 4
-    h = np.full(n, 0x9747B28C ^ length, dtype=np.uint32)
-    for k in np.ascontiguousarray(raw[:, :whole]).view("<u4").astype(np.uint32).T:
-        k = k * m
-        k ^= k >> np.uint32(24)
-        h = (h * m) ^ (k * m)
-    for i in range(length - whole):
-        h ^= raw[:, whole + i].astype(np.uint32) << np.uint32(8 * i)
-    if length > whole:
-        h *= m
-    h ^= h >> np.uint32(13)
-    h *= m
-    h ^= h >> np.uint32(15)
-    return h
+def partition_of(key: bytes, partitions: int) -> int:
+    """Partition of one key, the same as `partitions_of`, which pays for many only.
+
+    Examples
+    --------
+    >>> partition_of(b"trip-21", 4)
+    2
+    """
+    whole = len(key) // 4
+    words = struct.unpack_from(f"<{whole}I", key)
+    return int(_murmur2(words, int.from_bytes(key[4 * whole :], "little"), len(key)) & 0x7FFFFFFF) % partitions
+
+
+def _murmur2(words: Iterable[Any], rest: Any, length: int) -> Any:
+    """Kafka's murmur2 of keys of one length, in 32 bits each: their words and the rest, as numbers or uint64 arrays."""
+    h: Any = 0x9747B28C ^ length
+    for word in words:
+        k = word * _M & _BITS
+        k = (k ^ k >> 24) * _M & _BITS
+        h = h * _M & _BITS ^ k
+    if length % 4:
+        h = (h ^ rest) * _M & _BITS
+    h = (h ^ h >> 13) * _M & _BITS
+    return h ^ h >> 15
 
 
 def _one_batch(producer: AIOKafkaProducer, rows: Sequence[Row]) -> Any:
@@ -124,6 +141,18 @@ def _one_batch(producer: AIOKafkaProducer, rows: Sequence[Row]) -> Any:
             return None
     batch.close()
     return batch
+
+
+def _leading(producer: AIOKafkaProducer, singles: Sequence[Single]) -> tuple[Any, int]:
+    """As many of the first messages as fit into a batch, one at least, as a closed one, and how many they are."""
+    batch = producer.create_batch()
+    count = 0
+    for single in singles:
+        if batch.append(timestamp=None, key=single.key, value=single.value, headers=[]) is None:
+            break
+        count += 1
+    batch.close()
+    return batch, count
 
 
 def _retrieve(future: "asyncio.Future[Any]") -> None:
@@ -138,15 +167,14 @@ class Publisher:
     Parameters
     ----------
     settings : Settings
-    linger_ms : how long a single message waits for company.
     """
 
-    def __init__(self, settings: Settings, linger_ms: int = 0) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._linger_ms = linger_ms
         self._producer: AIOKafkaProducer | None = None
         self._strikes = 0
         self._partitions: dict[str, int] = {}
+        self._lanes: dict[int | None, Lane] = {}
         self.broken = asyncio.Event()
 
     async def start(self) -> None:
@@ -161,7 +189,6 @@ class Publisher:
             **client_options(self._settings),
             acks="all",
             enable_idempotence=self._settings.kafka_idempotence,
-            linger_ms=self._linger_ms,
             max_batch_size=BATCH_BYTES,
             max_request_size=2 * BATCH_BYTES,
         )
@@ -170,7 +197,7 @@ class Publisher:
         except BaseException:
             await _close(producer, 2)
             raise
-        self._producer, self._strikes, self._partitions = producer, 0, {}
+        self._producer, self._strikes, self._partitions, self._lanes = producer, 0, {}, {}
         self.broken.clear()
 
     async def stop(self, seconds: float = 5.0) -> bool:
@@ -206,7 +233,8 @@ class Publisher:
                 async with asyncio.timeout(1):
                     self._partitions[topic] = len(await self._current().partitions_for(topic))
             except (KafkaError, TimeoutError) as err:
-                raise NotSentError(f"the broker does not describe topic {topic}; try again") from err
+                error = NotSentError(f"the broker does not describe topic {topic}; try again")
+                raise self._strike(err, error) from err
         return self._partitions[topic]
 
     async def send(self, topic: str, key: bytes, value: bytes) -> None:
@@ -216,13 +244,62 @@ class Publisher:
         ------
         NotSentError, OutcomeUnknownError
         """
-        producer = self._current()
+        count = self._partitions.get(topic) or await self.partitions(topic)
+        partition = partition_of(key, count)
+        leader = self._current().client.cluster.leader_for_partition(TopicPartition(topic, partition))
+        lane = self._lanes.get(leader)
+        if lane is None:
+            lane = self._lanes[leader] = Lane(self._ship, self._give_up)
+        single = Single(topic, partition, key, value)
+        lane.add(single)
+        await single.outcome
+
+    async def _ship(self, singles: Sequence[Single]) -> tuple[bool, list[Single]]:
+        """Send one batch to each partition, in order; True where the broker has all of it, and what did not fit."""
+        parts: dict[tuple[str, int], list[Single]] = {}
+        for single in singles:
+            parts.setdefault((single.topic, single.partition), []).append(single)
+        left: list[Single] = []
+        sent: dict[asyncio.Future[Any], list[Single]] = {}
+        unsent = list(parts.values())
+        went_well = True
         try:
-            async with asyncio.timeout(1):
-                future = await producer.send(topic, value, key)
-        except (KafkaError, TimeoutError) as err:
-            raise self._strike(err, NotSentError("the broker takes no more messages; try again")) from err
-        await self._acknowledged(future)
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while unsent:
+                    some = unsent[-1]
+                    producer = self._current()
+                    batch, taken = _leading(producer, some)
+                    future = await producer.send_batch(batch, some[0].topic, partition=some[0].partition)
+                    sent[future] = some[:taken]
+                    left += some[taken:]
+                    unsent.pop()
+        except (KafkaError, TimeoutError, AssertionError, NotSentError) as err:
+            went_well = False
+            for single in chain.from_iterable(unsent):
+                self._give_up(single, err)
+        if sent:
+            # A little longer than the producer's own limit, so that its more telling error comes first.
+            await asyncio.wait(sent, timeout=self._settings.send_timeout_seconds + 0.5)
+        for future, some in sent.items():
+            future.add_done_callback(_retrieve)
+            failure = future.exception() if future.done() else TimeoutError()
+            if failure is None:
+                self._strikes = 0
+                for single in some:
+                    single.succeed()
+            else:
+                went_well = False
+                for single in some:
+                    single.fail(self._unacknowledged(failure), failure)
+        return went_well, left
+
+    def _give_up(self, single: Single, cause: BaseException | None = None) -> None:
+        """Tell that a message was not sent."""
+        if isinstance(cause, NotSentError):
+            single.fail(NotSentError(*cause.args), cause)
+        else:
+            error = NotSentError("the broker takes no more messages; try again")
+            single.fail(self._strike(cause or TimeoutError(), error), cause)
 
     async def send_rows(self, topic: str, partition: int, rows: Sequence[Row]) -> None:
         """Publish rows in order, one batch in flight, each acknowledged before the next.

@@ -8,12 +8,12 @@ import pytest
 
 from fraudlib.schema import TOPIC_ALERTS, TOPIC_SCORES
 from fraudlib.settings import Settings
-from fraudlib.wire.kafka import NotSentError, OutcomeUnknownError, Publisher
+from fraudlib.wire.kafka import NotSentError, OutcomeUnknownError, Publisher, RefusedError
 
 from .mockcluster import PRODUCE, MockCluster
 
 SECONDS = 2.0
-MESSAGE_TOO_LARGE, UNKNOWN_SERVER_ERROR, NOT_ENOUGH_REPLICAS = 10, -1, 19
+MESSAGE_TOO_LARGE, UNKNOWN_SERVER_ERROR = 10, -1
 ROWS = [(b"key", b"value", [])] * 3
 
 
@@ -126,3 +126,42 @@ def test_parts_without_a_broker_end_in_time(cluster: MockCluster) -> None:
             await publisher.send_parts({(TOPIC_SCORES, 0): ROWS, (TOPIC_ALERTS, 0): ROWS})
 
     assert publish(cluster, send) < 2 * SECONDS + 3
+
+
+def singles(publisher: Publisher, count: int) -> Awaitable[list[BaseException | None]]:
+    """The outcome of each of some messages that are sent at once."""
+    return asyncio.gather(
+        *(publisher.send(TOPIC_SCORES, b"key", b"%d" % i) for i in range(count)), return_exceptions=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [(MESSAGE_TOO_LARGE, RefusedError), (UNKNOWN_SERVER_ERROR, OutcomeUnknownError)],
+)
+def test_single_messages_share_what_the_broker_says(cluster: MockCluster, code: int, kind: type[Exception]) -> None:
+    """Each that went with the request has its own error of the right kind; the next ones are taken."""
+
+    async def send(publisher: Publisher) -> None:
+        cluster.fail_next(PRODUCE, code)
+        outcomes = await singles(publisher, 5)
+        assert {type(outcome) for outcome in outcomes} == {kind}
+        assert len(set(map(id, outcomes))) == 5
+        assert publisher.broken.is_set()
+        assert await singles(publisher, 3) == [None] * 3
+
+    publish(cluster, send)
+
+
+def test_who_was_not_sent_is_told_apart_from_who_may_have_been(cluster: MockCluster) -> None:
+    """While a request gets no answer its messages may be there; those that waited behind it certainly are not."""
+
+    async def send(publisher: Publisher) -> None:
+        cluster.slow(20_000)
+        first = asyncio.ensure_future(singles(publisher, 2))
+        await asyncio.sleep(0.2)
+        behind = asyncio.ensure_future(singles(publisher, 3))
+        assert [type(outcome) for outcome in await first] == [OutcomeUnknownError] * 2
+        assert [type(outcome) for outcome in await behind] == [NotSentError] * 3
+
+    assert publish(cluster, send) < SECONDS + 3
