@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from fraudlib import features, fraud
+from fraudlib.reasons import in_words
 from fraudlib.schema import COLUMNS
 from fraudlib.scoring import Scorer
 from fraudlib.statistics import duration_minutes
@@ -72,6 +73,36 @@ def simple_numbers(columns: Columns) -> dict[str, Array]:
             "tip over fare": np.where(fare > 0, number["tip_amount"] / fare, np.nan),
             "total less the sum of charges, USD": total - charges,
         }
+
+
+def oddities(columns: Columns) -> pd.DataFrame:
+    """The first trip of each habit that would trip a simple rule; a habit that no trip has is left out."""
+    number = simple_numbers(columns)
+    odd = {
+        "no miles, yet a fare": (number["miles"] == 0) & (number["fare, USD"] > 10),
+        "a negative total": number["total, USD"] < 0,
+        "under a minute": (number["minutes"] < 1) & (number["fare, USD"] > 5),
+        "a tip above the fare": number["tip over fare"] > 1,
+    }
+    rows = {name: int(np.flatnonzero(mask)[0]) for name, mask in odd.items() if mask.any()}
+    shown = ("miles", "minutes", "fare, USD", "tip, USD", "total, USD")
+    return pd.DataFrame({name: number[name][list(rows.values())] for name in shown}, index=pd.Index(list(rows)))
+
+
+def strangest(columns: Columns, rows: NDArray[np.intp], why: Mapping[int, Sequence[Mapping[str, Any]]]) -> pd.DataFrame:
+    """Some trips as an analyst is shown them: amounts in USD, miles, minutes, and the reasons in words.
+
+    Parameters
+    ----------
+    rows : positions in `columns`, (k,), in the order shown. why : position -> reasons, as the scorer gives them.
+    """
+    trips = features.take(columns, rows)
+    shown = {"pickup": trips["pickup_datetime"], "miles": trips["trip_distance"]}
+    shown["minutes"] = duration_minutes(trips, len(rows))
+    short = {"fare": "fare_amount", "tip": "tip_amount", "tolls": "tolls_amount", "total": "total_amount"}
+    shown |= {name: trips[column] for name, column in {**short, "rate code": "rate_code_id"}.items()}
+    words = ["; ".join(map(in_words, why.get(int(row), []))) for row in rows]
+    return pd.DataFrame(shown).assign(reasons=words)
 
 
 def single_rules(honest: Columns, frauds: Columns, kind: NDArray[np.str_], budget: float) -> pd.DataFrame:

@@ -116,6 +116,7 @@ def what_if(curves: Mapping[str, tuple[Array, Array]], threshold: float, origin:
         xycoords=("axes fraction", "data"),
         textcoords="offset points",
         ha="right",
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
     )
     ax.axvline(1, color=GREY, lw=0.8, ls=":")
     ax.set(xscale="log", xlabel="field as a multiple of what it was", ylabel="anomaly score")

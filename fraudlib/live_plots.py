@@ -9,27 +9,39 @@ from matplotlib.axes import Axes
 from fraudlib.plots import BLUE, GREY, ORANGE, RED, title_over_legend
 
 
-def stream(scores: pd.DataFrame, threshold: float, origin: str, axes: Sequence[Axes]) -> None:
-    """Scores, rate and latency of a stream so far, one panel each; draws over what was there.
+def scores(found: pd.DataFrame, threshold: float, origin: str, ax: Axes) -> None:
+    """Score of each trip so far, in the order sent, with the threshold; draws over what was there.
 
     Parameters
     ----------
-    scores : as `session.Stream.scores` gives them. axes : three of them.
+    found : as `session.Stream.scores` gives them.
+    """
+    ax.clear()
+    honest, planted = found[~found.is_planted], found[found.is_planted]
+    ax.plot(honest.trip, honest.anomaly_score, ".", ms=2, color=GREY, label="honest")
+    ax.plot(planted.trip, planted.anomaly_score, "o", ms=4, color=RED, label="planted fraud")
+    ax.axhline(threshold, color="black", lw=1.2, label=f"threshold {threshold:.2f}")
+    highest = float(found.anomaly_score.max()) if len(found) else 0.0
+    ax.set(xlabel="trip, in the order sent", ylabel="anomaly score", ylim=(0, max(5.5, 1.05 * highest)))
+    title_over_legend(ax, f"What is above the line? ({origin})", ncols=3)
+
+
+def pace(found: pd.DataFrame, origin: str, axes: Sequence[Axes]) -> None:
+    """Scores a second and their latency so far, one panel each; draws over what was there.
+
+    Parameters
+    ----------
+    found : as `session.Stream.scores` gives them. axes : two of them.
     """
     for ax in axes:
         ax.clear()
-    dots, rate, wait = axes
-    honest, planted = scores[~scores.is_planted], scores[scores.is_planted]
-    dots.plot(honest.second, honest.anomaly_score, ",", color=GREY)
-    dots.plot(planted.second, planted.anomaly_score, "o", ms=4, color=RED, label="planted fraud")
-    dots.axhline(threshold, color="black", lw=1.2, label=f"threshold {threshold:.2f}")
-    dots.set(ylabel="anomaly score", ylim=(0, max(5.5, float(scores.anomaly_score.max() or 0))))
-    title_over_legend(dots, f"What is above the line? ({origin})", ncols=2)
-    whole = scores.second.astype(int)
-    per_second = scores[whole < whole.max()].groupby(whole)  # the last second is not over yet
+    rate, wait = axes
+    whole = found.second.astype(int)
+    per_second = found[whole < whole.max()].groupby(whole)  # the last second is not over yet
     count = per_second.size()
     rate.plot(count.index + 0.5, count, marker=".", color=BLUE)
     rate.set(ylabel="scores a second", ylim=(0, 1.2 * max(count.max(), 1) if len(count) else 1))
+    rate.set_title(f"Does it keep up? ({origin})")
     for share, style, colour in ((0.5, "-", BLUE), (0.99, "--", ORANGE)):
         latency = per_second.latency_ms.quantile(share)
         wait.plot(latency.index + 0.5, latency, style, marker=".", color=colour, label=f"p{100 * share:g}")

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from fraudlib.errors import ParameterError
-from fraudlib.evaluation import Interval, choose_threshold
+from fraudlib.evaluation import Interval, choose_threshold, wilson
 
 Array = NDArray[np.float64]
 CHOICES: Final = ("budget", "alerts", "cost")
@@ -137,6 +137,20 @@ def margin(parts: Sequence[tuple[Array, Blocks]], budget: float, confidence: flo
 def expected(rate: float, margin: float) -> Interval:
     """A week's false positive rate to come: validation's, less and more the margin."""
     return Interval(rate, max(rate * (1 - margin), 0.0), min(rate * (1 + margin), 1.0))
+
+
+def realised(valid: NDArray[np.bool_], test: NDArray[np.bool_], pickup: NDArray[np.datetime64]) -> dict[str, Interval]:
+    """Share flagged of validation, of the test period and of each of its weeks (or days), with 95 % intervals.
+
+    Parameters
+    ----------
+    valid, test : flags of honest trips, (n,) and (m,). pickup : of the test trips, (m,).
+    """
+    cut = blocks(pickup)
+    step = "week" if cut.per_week == 1 else "day"
+    parts = {"validation": valid, "test": test}
+    parts |= {f"test, {step} {i + 1}": test[cut.index == i] for i in range(int(cut.index.max(initial=-1)) + 1)}
+    return {name: wilson(int(flags.sum()), len(flags)) for name, flags in parts.items()}
 
 
 def choices(

@@ -95,17 +95,6 @@ def missing_shares(shares: Mapping[str, Mapping[str, float]], origin: str, ax: A
     title_over_legend(ax, f"Which columns are blank together? ({origin})", ncols=len(shares))
 
 
-def trips_by_hour(hour: NDArray[np.int64], weekend: Bools, origin: str, ax: Axes) -> None:
-    """Share of trips by hour of the pickup, working days against weekends."""
-    for name, mine, style in (("working days", ~weekend, "-"), ("weekends", weekend, "--")):
-        count = np.bincount(hour[mine], minlength=24)
-        ax.plot(np.arange(24), 100 * count / max(count.sum(), 1), style, marker=".", label=name)
-    ax.axvspan(16, 20, color=SKY, alpha=0.15, label="weekday peak surcharge")
-    ax.set(xlabel="hour of pickup, local time", ylabel="share of trips, %", xticks=range(0, 24, 3), ylim=(0, None))
-    ax.set_title(f"When do people ride, and when do surcharges apply? ({origin})")
-    ax.legend()
-
-
 def fare_against_miles(miles: Array, fare: Array, rate: tariff.Tariff, origin: str, ax: Axes) -> None:
     """Metered fares of code-1 trips against miles, with the least that the meter can show and slow traffic's most.
 
@@ -193,7 +182,7 @@ def surprise_quantiles(fields: Sequence[str], surprise: Array, origin: str, ax: 
     ax.set_yticks(y, fields)
     ax.invert_yaxis()
     ax.set(xscale="log", xlabel="surprise, in the prediction's own spreads (codes: nats)")
-    title_over_legend(ax, f"Which fields have long honest tails? Quantiles of their surprise ({origin})", ncols=4)
+    title_over_legend(ax, f"Which fields have long honest tails? ({origin})", ncols=4)
 
 
 def score_histogram(score: Array, label: Bools, threshold: float, origin: str, ax: Axes) -> None:
@@ -334,7 +323,7 @@ def false_positive_rate(months: Mapping[str, Interval], budget: float, origin: s
     ax.errorbar(value, y, xerr=[value - low, high - value], fmt="o", color=BLUE, capsize=3)
     ax.axvline(100 * budget, color="black", lw=1.2, label=f"budget {100 * budget:g} %")
     ax.set_yticks(y, list(months))
-    ax.set(xlabel="honest trips flagged, %", xlim=(0, None), ylim=(-0.6, len(months) - 0.4))
+    ax.set(xlabel="honest trips flagged, %", xlim=(0, None), ylim=(len(months) - 0.4, -0.6))
     ax.set_title(f"Is the promised budget kept? ({origin})")
     ax.legend()
 

@@ -29,7 +29,6 @@ FIELDS = ["fare", "tip"]
 FIGURES = {
     "volume_by_day": ({"train": DAY, "valid": DAY + 30},),
     "missing_shares": (SHARES,),
-    "trips_by_hour": (RNG.integers(0, 24, 500), RNG.random(500) < 0.3),
     "fare_against_miles": (RNG.gamma(2, 2, 500), RNG.gamma(2, 8, 500), tariff.TARIFFS[-1]),
     "detours": ({"train": RNG.lognormal(0, 0.3, 500), "valid": RNG.lognormal(0, 0.3, 500)},),
     "learning_curves": ([(1.0, 1.1), (0.5, 0.6)], "loss, nats"),

@@ -30,15 +30,25 @@ def test_a_trip_comes_back_scored(live: session.Session) -> None:
 
 
 def test_a_stream_is_watched_to_its_end(live: session.Session) -> None:
-    """Every accepted trip of a stream is scored and in the table, and its alerts say what was planted."""
-    with live.stream(paths.root() / "data/sample", 300, 0.05, 7) as stream:
-        frames = list(stream.every(0.5, 2.0))
-    assert 0 < len(frames[0]) < len(stream.scores())
+    """A stream of 700 trips ends by itself with each of them scored, in order, and its alerts say what was planted."""
+    with live.stream(paths.root() / "data/sample", 300, 0.05, 7, 700) as stream:
+        frames = list(stream.every(0.5, 60.0))
+    assert len(frames[0]) < len(frames[-1]) == 700
+    assert list(frames[-1].trip) == list(range(700))
+    assert stream.scored == stream.accepted == stream.sent == 700
     assert stream.lost == 0
-    assert len(stream.scores()) == stream.scored == stream.accepted > 300
     assert stream.scores().is_planted.sum() == stream.planted > 0
     assert len(stream.latest_alerts(200)) == stream.alerts == stream.caught + stream.false_positives
     assert set(stream.latest_alerts(200).planted) & set(stream.kinds.values())
+
+
+def test_a_stream_without_an_end_is_left_after_its_time(live: session.Session) -> None:
+    """Where no number of trips is asked for, the time ends it, and nothing that was accepted is lost."""
+    with live.stream(paths.root() / "data/sample", 300, 0.05, 7) as stream:
+        frames = list(stream.every(0.2, 1.0))
+    assert len(frames) >= 5
+    assert frames[0].dtypes.equals(stream.scores().dtypes)
+    assert stream.lost == 0
 
 
 def test_a_running_stack_is_joined_and_left_running(live: session.Session, monkeypatch: pytest.MonkeyPatch) -> None:

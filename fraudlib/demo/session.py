@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import http.client
+import math
 import secrets
 import time
 import urllib.parse
@@ -20,7 +21,7 @@ from fraudlib import paths
 from fraudlib.api.keys import authorization
 from fraudlib.demo.stack import Stack, answers, free_port, reachable
 from fraudlib.demo.tally import Tally
-from fraudlib.demo.traffic import Traffic, sample_waves
+from fraudlib.demo.traffic import Traffic, first, sample_waves
 from fraudlib.errors import ServiceError
 from fraudlib.reasons import in_words
 from fraudlib.settings import Settings
@@ -113,9 +114,11 @@ class Session:
             raise ServiceError(f"{self.url} refused the trip: {answer.get('detail', response.status)}")
         return {**answer, "took_ms": 1000 * (time.perf_counter() - started)}
 
-    def stream(self, data_dir: str | Path, rate: float, fraud_share: float, seed: int) -> "Stream":
-        """Start to send the trips of a folder, with planted fraud, and to watch what comes of them."""
-        return Stream(self, paths.resolve(data_dir), rate, fraud_share, seed)
+    def stream(
+        self, data_dir: str | Path, rate: float, fraud_share: float, seed: int, most: int | None = None
+    ) -> "Stream":
+        """Start to send the trips of a folder, with planted fraud, and to watch what comes of them; see `Stream`."""
+        return Stream(self, paths.resolve(data_dir), rate, fraud_share, seed, most)
 
 
 class Stream(Tally):
@@ -124,15 +127,19 @@ class Stream(Tally):
     Parameters
     ----------
     session : the stack. folder : trips. rate : trips a second. fraud_share : share planted. seed : of the planting.
+    most : trips sent; None: round and round until the end.
     """
 
-    def __init__(self, session: Session, folder: Path, rate: float, fraud_share: float, seed: int) -> None:
+    def __init__(
+        self, session: Session, folder: Path, rate: float, fraud_share: float, seed: int, most: int | None = None
+    ) -> None:
         super().__init__(f"live-{secrets.token_hex(3)}-")
         self._settings = session.settings
         waves = sample_waves(folder, fraud_share, seed, self.prefix)
+        waves = waves if most is None else first(waves, most)
         self._traffic = Traffic(waves, session.url, rate, self, authorization(session.settings))
         self._alerts: deque[Mapping[str, Any]] = deque(maxlen=LATEST_ALERTS)
-        self._points: list[tuple[float, float, float, bool, bool]] = []
+        self._points: list[tuple[int, float, float, float, bool, bool]] = []
         self._ready, self._done = Event(), Event()
         self._watcher = Thread(target=self._watch, name="watcher", daemon=True)
         self._error: Exception | None = None
@@ -153,8 +160,8 @@ class Stream(Tally):
         self._done.set()
         self._watcher.join(OUTSTANDING_SECONDS)
 
-    def every(self, step_s: float, seconds: float) -> Iterator[pd.DataFrame]:
-        """What was scored so far, again after each step; ends after `seconds`.
+    def every(self, step_s: float, seconds: float = math.inf) -> Iterator[pd.DataFrame]:
+        """What was scored so far, again after each step; ends once all that is sent is scored, or after `seconds`.
 
         Raises
         ------
@@ -162,21 +169,28 @@ class Stream(Tally):
             What broke off the sending or the reading.
         """
         end = self._started + seconds
-        while (now := time.perf_counter()) < end:
-            time.sleep(min(step_s, max(0.0, end - now)))
+        is_over = False
+        while not is_over:
+            time.sleep(min(step_s, max(0.0, end - time.perf_counter())))
+            is_over = time.perf_counter() >= end or not (self._traffic.is_alive() or self.lost)
             if failure := self._traffic.error or self._error:
                 raise failure
             yield self.scores()
 
     def scores(self) -> pd.DataFrame:
-        """A row for each score: seconds since the start, latency in ms, anomaly_score, is_flagged, is_planted."""
-        names = ["second", "latency_ms", "anomaly_score", "is_flagged", "is_planted"]
-        return pd.DataFrame(self._points[:], columns=pd.Index(names)).astype({"is_flagged": bool, "is_planted": bool})
+        """A row for each score, in the order sent: trip (0, 1, ...), second (since the start), latency_ms,
+        anomaly_score, is_flagged, is_planted.
+        """
+        kinds = {"trip": int, "second": float, "latency_ms": float, "anomaly_score": float}
+        kinds |= {"is_flagged": bool, "is_planted": bool}
+        return pd.DataFrame(sorted(self._points[:]), columns=pd.Index(list(kinds))).astype(kinds)
 
     def latest_alerts(self, n: int) -> pd.DataFrame:
-        """The latest alerts, the newest first: amounts, score, reasons in words, and what was planted."""
+        """Alerts on the trips sent last, the newest first: amounts, score, reasons in words, and what was planted."""
         lines = []
-        for alert in list(self._alerts)[: -n - 1 : -1]:
+        # Partitions hand their alerts over in turns: by the trips' order the table is the same for the same stream.
+        newest = sorted(self._alerts, key=lambda alert: self._number(alert["transaction_id"]), reverse=True)
+        for alert in newest[:n]:
             trip = alert.get("transaction", {})
             lines.append(
                 {
@@ -191,12 +205,17 @@ class Stream(Tally):
 
     def score(self, message: Mapping[str, Any], now: float) -> None:
         """Note a score, and when it came."""
-        trip = self._waiting.get(message["transaction_id"])
-        super().score(message, now)
+        trip_id = message["transaction_id"]
+        trip = self._waiting.get(trip_id)
         if trip is not None:
             since, took = now - self._started, 1000 * (now - trip.sent_at)
             flags = (bool(message["is_flagged"]), trip.kind is not None)
-            self._points.append((since, took, float(message["anomaly_score"]), *flags))
+            self._points.append((self._number(trip_id), since, took, float(message["anomaly_score"]), *flags))
+        # Counted last: where nothing is outstanding any more, every point is there.
+        super().score(message, now)
+
+    def _number(self, trip_id: str) -> int:
+        return int(trip_id.removeprefix(self.prefix))
 
     def _mine(self, alert: Mapping[str, Any]) -> None:
         if alert["transaction_id"].startswith(self.prefix):

@@ -30,8 +30,17 @@ def sample_waves(folder: Path, share: float, seed: int, prefix: str) -> Iterator
             yield replay.Wave(ids, replay.encode(piece, ids), part)
 
 
+def first(waves: Iterator[replay.Wave], most: int) -> Iterator[replay.Wave]:
+    """The waves up to so many trips, the last one cut short."""
+    for wave in waves:
+        yield wave.part(0, most)
+        most -= len(wave)
+        if most <= 0:
+            return
+
+
 class Traffic(Thread):
-    """Sends waves at a steady rate until told to stop: one trip of each step alone, the others in one batch.
+    """Sends waves at a steady rate to their end or until told to stop: a trip of each step alone, the rest in a batch.
 
     Parameters
     ----------

@@ -36,10 +36,10 @@ def test_parameters_are_typed_literals_with_help(path: Path) -> None:
 
 @each
 def test_a_story_of_moderate_length(path: Path) -> None:
-    """Starts with a title, 20 to 42 cells, no cell over 25 lines of code, no classes, magics or path tricks."""
+    """Starts with a title, 20 to 30 cells, no cell over 25 lines of code, no classes, magics or path tricks."""
     notebook = nbformat.read(path, as_version=4)
     assert notebook.cells[0].source.startswith("# ")
-    assert 20 <= len(notebook.cells) <= 42
+    assert 20 <= len(notebook.cells) <= 30
     for cell in code(notebook):
         assert len(cell.source.splitlines()) <= 25
         assert not any(isinstance(node, ast.ClassDef) for node in ast.walk(ast.parse(cell.source)))
