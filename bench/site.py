@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -127,18 +127,25 @@ class Site:
         port = free_port()
         given = self.settings.model_dump() | {"metrics_port": port} | changes
         environment = {f"FRAUDLIB_{key.upper()}": str(value) for key, value in given.items() if value is not None}
+        program = [sys.executable, *(command or ["-m", "fraudlib.cli", name])]
+        return self.start_program(name, program, environment | {"PYTHONUNBUFFERED": "1"}, port)
+
+    def start_program(
+        self, name: str, program: Sequence[str], environment: Mapping[str, str] | None = None, metrics_port: int = 0
+    ) -> Service:
+        """Start any program, with what is added to this process's environment."""
         log = Path(self._folder.name) / f"{name}-{len(self.services)}.log"
         with log.open("wb") as file:
             process = subprocess.Popen(
-                [sys.executable, *(command or ["-m", "fraudlib.cli", name])],
-                env={**os.environ, **environment, "PYTHONUNBUFFERED": "1"},
+                program,
+                env={**os.environ, **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
                 cwd=paths.root(),
                 start_new_session=True,
             )
-        service = Service(name, process, log, port)
+        service = Service(name, process, log, metrics_port)
         self.services.append(service)
         return service
 
