@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,11 +51,12 @@ def without_times(rows: dict[int, list[outputs.Row]]) -> Any:
 
 
 @pytest.mark.parametrize("piece", [1, 2, 3, 100])
-def test_pieces_change_nothing(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_pieces_change_nothing(piece: int, ahead: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores, alerts and dead letters are the same, each partition in the order of its offsets."""
     whole = outputs.process(batch(), Broken())
     monkeypatch.setattr(outputs, "PIECE", piece)
-    found = outputs.process(batch(), Broken())
+    found = outputs.process(batch(), Broken(), outputs.decode_ahead(batch(), nullcontext()) if ahead else None)
     assert without_times(found.scores) == without_times(whole.scores)
     assert without_times(found.alerts) == without_times(whole.alerts)
     assert {p: sorted(key for key, _, _ in rows) for p, rows in found.dead_letters.items()} == {

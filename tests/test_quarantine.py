@@ -192,15 +192,36 @@ def test_order_is_kept_and_other_partitions_are_left_alone() -> None:
 def test_a_batch_too_large_to_decode_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory can be short outside the model too; the outputs are those of the whole batch, in order."""
 
-    def scarce(batch: Any, scorer: Any) -> Any:
+    def scarce(batch: Any, scorer: Any, ahead: Any) -> Any:
         if len(batch) > 30:
             raise MemoryError
-        return process(batch, scorer)
+        return process(batch, scorer, ahead)
 
     monkeypatch.setattr(quarantine, "process", scarce)
     out = Life(tmp_path).process(messages(100))
     assert [orjson.loads(row[1])["src_offset"] for row in out.scores[0]] == list(range(100))
     assert out.scored == 100
+
+
+def test_a_batch_that_is_decoded_ahead_is_in_flight_too(tmp_path: Path) -> None:
+    """A death while one batch is scored and the next decoded accuses both; afterwards nothing is in flight."""
+    life, seen = Life(tmp_path), []
+    ahead = life.quarantine.decode_ahead(messages(5, start=10), {0: (10, 15)})
+    assert ahead is not None
+    assert len(ahead.result(10).rows) == 5
+    with life.journal.under_way({0: (10, 15)}), life.journal.under_way({0: (4, 10)}):
+        seen.append(Journal(tmp_path).open(0))
+    assert seen == [Suspect(4, 15, 1)]
+    assert Journal(tmp_path).open(0) is None
+    out = life.quarantine.process(messages(5, start=10), {0: (10, 15)}, life.scorer, ahead)
+    assert [orjson.loads(row[1])["src_offset"] for row in out.scores[0]] == [10, 11, 12, 13, 14]
+
+
+def test_nothing_is_decoded_ahead_under_suspicion(tmp_path: Path) -> None:
+    """While a record may kill the process, only what is being judged is touched."""
+    with pytest.raises(DeathError):
+        Life(tmp_path).process(messages(5, 3))
+    assert Life(tmp_path).quarantine.decode_ahead(messages(5, start=10), {0: (10, 15)}) is None
 
 
 def test_partitions_that_moved_on_leave_no_suspicion(tmp_path: Path) -> None:

@@ -504,9 +504,9 @@ class Witness(Quarantine):
         super().__init__(Journal(None), load_by_name, Path())
         self.batches: list[set[str]] = []
 
-    def process(self, messages: Any, ranges: Any, scorer: Any) -> Any:
+    def process(self, messages: Any, ranges: Any, scorer: Any, ahead: Any = None) -> Any:
         """Outputs of a batch."""
-        out = super().process(messages, ranges, scorer)
+        out = super().process(messages, ranges, scorer, ahead)
         rows = [row for part in out.scores.values() for row in part]
         self.batches.append({orjson.loads(value or b"")["bundle_id"] for _, value, _ in rows})
         return out

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 from numpy.typing import NDArray
 
-from fraudlib.schema import BY_NAME, TIME_COLUMNS
+from fraudlib.schema import BY_NAME, SERVICES, TIME_COLUMNS
 from fraudlib.wire import records
 from fraudlib.wire.plain import decode_few
 from fraudlib.wire.records import ACCEPTED_AT, NUMBERS, TEXTS, Checked, Decoded
@@ -25,6 +25,14 @@ _STRINGS: Final = ("transaction_id", ACCEPTED_AT, "service", *TEXTS, *TIME_COLUM
 _SCHEMA: Final = pa.schema([(name, pa.string()) for name in _STRINGS] + [(name, pa.float64()) for name in NUMBERS])
 _PARSE: Final = pj.ParseOptions(explicit_schema=_SCHEMA, unexpected_field_behavior="error")
 # Made of bytes: pa.scalar would import pandas, as to_numpy does.
+_SERVICES: Final = pa.array(SERVICES, pa.string())
+_MICROSECONDS: Final = pa.timestamp("us")
+_TIME_LENGTH: Final = len("2023-03-01T12:00:00")
+_TIME_MARKED: Final = [4, 7, 10, 13, 16]
+_TIME_MARKS: Final = np.frombuffer(b"--T::", np.uint8)
+_FIRST_TIME: Final = np.datetime64("0001-01-01", "us")
+_NAT: Final = np.array(["NaT"], "datetime64[us]").view(np.int64)
+_NO_TIME: Final = pa.Array.from_buffers(pa.int64(), 1, [None, pa.py_buffer(_NAT)])[0]
 _NAN: Final = pa.Array.from_buffers(pa.float64(), 1, [None, pa.py_buffer(np.array([np.nan]))])[0]
 
 
@@ -53,9 +61,12 @@ def _clean(values: Sequence[bytes | None]) -> Decoded | None:
         return None
     for name in TIME_COLUMNS:
         if name in given:
-            checked.columns[name] = records.times(checked, name, given[name].to_pylist())
+            times = _times(given[name])
+            checked.columns[name] = records.times(checked, name, given[name].to_pylist()) if times is None else times
     if "service" in given:
-        checked.columns["service"] = records.services(checked, given["service"].to_pylist())
+        if (services := _services(given["service"])) is None:
+            return None
+        checked.columns["service"] = services
     if any(name in given and pc.max(pc.binary_length(given[name])).as_py() > records.MOST_TEXT for name in TEXTS):
         return None
     nothing = (None,) * n
@@ -77,8 +88,11 @@ def _parse(values: Sequence[bytes | None]) -> "pa.Table | None":
         joined = b"\n".join(values)  # type: ignore[arg-type]
     except TypeError:
         return None
-    is_bounded = joined.startswith(b"{") and joined.endswith(b"}") and joined.count(b"}\n{") == n - 1
-    if not is_bounded or joined.count(b"\n") != n - 1 or len(joined) > MOST_BYTES:
+    if not joined.startswith(b"{") or not joined.endswith(b"}") or len(joined) > MOST_BYTES:
+        return None
+    characters = np.frombuffer(joined, np.uint8)
+    ends = np.flatnonzero(characters == ord("\n"))  # three times as fast as to count them in bytes
+    if len(ends) != n - 1 or np.any(characters[ends - 1] != ord("}")) or np.any(characters[ends + 1] != ord("{")):
         return None
     # A zero byte ends the text for Arrow's parser; escapes and other scripts are rare enough to be looked at closely.
     if not joined.isascii() or b"\\" in joined or b"\x00" in joined:
@@ -99,6 +113,32 @@ def _numbers(column: "pa.ChunkedArray") -> NDArray[np.float64]:
     """
     chunk = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     return np.asarray(np.from_dlpack(chunk.fill_null(_NAN) if chunk.null_count else chunk), dtype=np.float64)
+
+
+def _times(column: "pa.ChunkedArray") -> NDArray[np.datetime64] | None:
+    """Times of a column, NaT where null; None where any is not YYYY-MM-DDThh:mm:ss of a day and time that exist."""
+    chunk = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    offsets, texts = chunk.buffers()[1:]
+    bounds = np.frombuffer(offsets, np.int32, len(chunk) + 1, 4 * chunk.offset)
+    count = len(chunk) - chunk.null_count
+    # Nulls have no characters, so the texts stand side by side.
+    if np.count_nonzero(np.diff(bounds) == _TIME_LENGTH) != count or bounds[-1] - bounds[0] != _TIME_LENGTH * count:
+        return None
+    at = np.frombuffer(texts, np.uint8, _TIME_LENGTH * count, int(bounds[0])).reshape(count, _TIME_LENGTH)
+    if np.any(at[:, _TIME_MARKED] != _TIME_MARKS):
+        return None
+    try:
+        moments = chunk.cast(_MICROSECONDS).view(pa.int64())
+    except pa.ArrowInvalid:
+        return None
+    times = np.from_dlpack(moments.fill_null(_NO_TIME) if moments.null_count else moments).view("datetime64[us]")
+    return None if count and np.nanmin(times) < _FIRST_TIME else times
+
+
+def _services(column: "pa.ChunkedArray") -> NDArray[np.float64] | None:
+    """Positions in SERVICES, NaN where null; None where any is no service."""
+    places = pc.index_in(column, value_set=_SERVICES)
+    return None if places.null_count > column.null_count else _numbers(places.cast(pa.float64()))
 
 
 def _are_plain(checked: Checked) -> bool:

@@ -2,12 +2,16 @@
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 from aiokafka import TopicPartition
+from numpy.typing import NDArray
 
+from fraudlib.wire.records import Decoded
 from fraudlib.worker.outputs import Outputs, Scorer
 from fraudlib.worker.precedents import Bindings
 
@@ -22,6 +26,8 @@ class Batch:
     ranges : partition -> first offset, and the one after the last.
     next_offsets : where each partition goes on afterwards.
     scorer, outputs : what they are scored by, and what came of it.
+    ahead : the first `outputs.PIECE` of them, being decoded before it is their turn; None where they are not.
+    times : of the messages in ms since 1970, an array for each `take`.
     taken_at : when the first of them were polled, monotonic, in s.
     """
 
@@ -31,11 +37,14 @@ class Batch:
     next_offsets: dict[TopicPartition, int] = field(default_factory=dict)
     scorer: Scorer | None = None
     outputs: Outputs = field(default_factory=Outputs)
+    ahead: Future[Decoded] | None = None
+    times: list[NDArray[np.int64]] = field(default_factory=list)
     taken_at: float = field(default_factory=time.monotonic)
 
     def take(self, tp: TopicPartition, messages: list[Any]) -> None:
         """Add messages of a partition, which follow those that are there."""
         self.messages += messages
+        self.times.append(np.array([m.timestamp for m in messages], dtype=np.int64))
         stop = self.next_offsets[tp] = messages[-1].offset + 1
         start, _ = self.ranges.get(tp.partition, (messages[0].offset, 0))
         self.ranges[tp.partition] = (start, stop)
@@ -43,6 +52,7 @@ class Batch:
     def join(self, more: "Batch") -> None:
         """Add what was polled next."""
         self.messages += more.messages
+        self.times += more.times
         self.next_offsets |= more.next_offsets
         for partition, (start, stop) in more.ranges.items():
             self.ranges[partition] = (self.ranges.get(partition, (start, 0))[0], stop)

@@ -9,7 +9,7 @@ import logging
 import mmap
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2s
@@ -33,7 +33,7 @@ _AT_CONVICTED: Final = _AT_SUSPECT + _SUSPECT.size
 _SLOTS: Final = 64  # convicted records of one batch; each of them cost three lives
 _CONVICTED: Final = struct.Struct(f"<{_SLOTS}q")
 _SIZE: Final = _AT_CONVICTED + _CONVICTED.size
-_MOST: Final = 65536  # records in one batch; a wider range is no range
+_MOST: Final = 2 * 65536  # records in two batches, the most that is in flight; a wider range is no range
 _NONE: Final = _RANGE.pack(0, 0)
 
 
@@ -69,6 +69,7 @@ class Journal:
         self._folder = folder
         self._maps: dict[int, mmap.mmap] = {}
         self._lock = Lock()
+        self._in_flight: list[Ranges] = []
         self.suspects: dict[int, Suspect] = {}
         self.convicted: dict[int, list[int]] = {}
 
@@ -133,18 +134,19 @@ class Journal:
 
     @contextmanager
     def under_way(self, ranges: Ranges) -> Iterator[None]:
-        """Around the scoring of these ranges, and of nothing else."""
+        """Around the decoding and scoring of these ranges, and of nothing else.
+
+        What is in flight at once, as the next batch is decoded while one is scored, is one range to whoever comes next.
+        """
         with self._lock:
-            for partition, (start, stop) in ranges.items():
-                if file := self._maps.get(partition):
-                    file[_AT_RANGE:_AT_SUSPECT] = _RANGE.pack(start, stop)
+            self._in_flight.append(ranges)
+            self._write_ranges(ranges)
         try:
             yield
         finally:
             with self._lock:
-                for partition in ranges:
-                    if file := self._maps.get(partition):
-                        file[_AT_RANGE:_AT_SUSPECT] = _NONE
+                self._in_flight.remove(ranges)
+                self._write_ranges(ranges)
 
     def convict(self, partition: int, offset: int) -> None:
         """Remember a record that is not to be scored again, until what comes after it is published too."""
@@ -168,6 +170,13 @@ class Journal:
                     self._write_convicted(partition)
                     if not self.convicted[partition]:
                         del self.convicted[partition]
+
+    def _write_ranges(self, partitions: Iterable[int]) -> None:
+        for partition in partitions:
+            if file := self._maps.get(partition):
+                flights = [ranges[partition] for ranges in self._in_flight if partition in ranges]
+                start, stop = min((f[0] for f in flights), default=0), max((f[1] for f in flights), default=0)
+                file[_AT_RANGE:_AT_SUSPECT] = _RANGE.pack(start, stop)
 
     def _write(self, partition: int, suspect: Suspect) -> None:
         if file := self._maps.get(partition):

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import pairwise, repeat
 from typing import Any, Final, Protocol
@@ -88,8 +89,28 @@ class Outputs:
     causes: list[str] = field(default_factory=list)
 
 
-def process(messages: Sequence[Message], scorer: Scorer) -> Outputs:
+def decode_ahead(messages: Sequence[Message], around: AbstractContextManager[None]) -> "Future[Decoded]":
+    """Begin to decode the first piece of a batch before it is its turn.
+
+    Parameters
+    ----------
+    around : entered while it is being decoded.
+    """
+    values = [m.value for m in messages[:PIECE]]
+
+    def run() -> Decoded:
+        with around:
+            return decode(values)
+
+    return _decoder.submit(run)
+
+
+def process(messages: Sequence[Message], scorer: Scorer, ahead: "Future[Decoded] | None" = None) -> Outputs:
     """Decode, score and encode one batch with one bundle.
+
+    Parameters
+    ----------
+    ahead : the first piece, from `decode_ahead`, where that was begun.
 
     Raises
     ------
@@ -98,7 +119,7 @@ def process(messages: Sequence[Message], scorer: Scorer) -> Outputs:
     """
     out = Outputs()
     pieces = [messages[start : start + PIECE] for start in range(0, len(messages), PIECE)]
-    for piece, decoded in zip(pieces, _decoded_ahead(pieces), strict=True):
+    for piece, decoded in zip(pieces, _decoded_in_turn(pieces, ahead), strict=True):
         for row, why in decoded.rejected.items():
             dead_letter(out, piece[row], "SchemaError", why)
         if decoded.rows:
@@ -106,13 +127,12 @@ def process(messages: Sequence[Message], scorer: Scorer) -> Outputs:
     return out
 
 
-def _decoded_ahead(pieces: Sequence[Sequence[Message]]) -> Iterator[Decoded]:
+def _decoded_in_turn(pieces: Sequence[Sequence[Message]], ahead: "Future[Decoded] | None" = None) -> Iterator[Decoded]:
     """Each piece decoded, while the one before is being scored: both mostly run outside the interpreter's lock."""
-    if len(pieces) == 1:
+    if len(pieces) == 1 and ahead is None:
         yield decode([m.value for m in pieces[0]])
         return
-    ahead: Future[Decoded] | None = None
-    for piece in (*pieces, None):
+    for piece in (*(pieces if ahead is None else pieces[1:]), None):
         following = _decoder.submit(decode, [m.value for m in piece]) if piece is not None else None
         if ahead is not None:
             yield ahead.result()

@@ -9,12 +9,14 @@ import contextlib
 import logging
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from fraudlib.wire.records import Decoded
 from fraudlib.worker.journal import Journal, Ranges, Suspect
-from fraudlib.worker.outputs import Message, Outputs, Scorer, dead_letter, process
+from fraudlib.worker.outputs import Message, Outputs, Scorer, dead_letter, decode_ahead, process
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +63,24 @@ class Quarantine:
         """Whether no record is under suspicion: then a batch takes no longer than its scoring."""
         return not self._journal.suspects and not self._journal.convicted
 
-    def process(self, messages: Sequence[Message], ranges: Ranges, scorer: Scorer) -> Outputs:
+    def decode_ahead(self, messages: Sequence[Message], ranges: Ranges) -> "Future[Decoded] | None":
+        """Begin to decode a batch while another is being scored; None while any record is under suspicion.
+
+        Parameters
+        ----------
+        ranges : of the messages.
+        """
+        return decode_ahead(messages, self._journal.under_way(ranges)) if self.is_calm else None
+
+    def process(
+        self, messages: Sequence[Message], ranges: Ranges, scorer: Scorer, ahead: "Future[Decoded] | None" = None
+    ) -> Outputs:
         """Outputs of a batch, as `outputs.process` makes them.
 
         Parameters
         ----------
         ranges : of the messages.
+        ahead : from `decode_ahead`, where that was begun.
 
         Raises
         ------
@@ -76,7 +90,7 @@ class Quarantine:
         journal = self._journal
         if self.is_calm:
             with journal.under_way(ranges):
-                return _outputs(messages, scorer)
+                return _outputs(messages, scorer, ahead)
         journal.clear_before(ranges)
         out = Outputs()
         for piece, suspect in pieces(messages, journal.suspects, journal.convicted):
@@ -140,10 +154,10 @@ def _ranges(messages: Sequence[Message]) -> dict[int, tuple[int, int]]:
     return ranges
 
 
-def _outputs(messages: Sequence[Message], scorer: Scorer) -> Outputs:
+def _outputs(messages: Sequence[Message], scorer: Scorer, ahead: "Future[Decoded] | None" = None) -> Outputs:
     """Outputs of the messages, in halves where memory is too small to decode or encode them at once."""
     try:
-        return process(messages, scorer)
+        return process(messages, scorer, ahead)
     except MemoryError:
         if len(messages) == 1:
             raise

@@ -131,6 +131,9 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
                     batch = more or Batch(self._epoch)
                 elif more:
                     batch.join(more)
+            if not self._hungry.is_set():
+                # Full, and not yet its turn: by then its beginning is decoded.
+                batch.ahead = self._quarantine.decode_ahead(batch.messages, batch.ranges)
             self._hungry.clear()
             await self._fetched.put(batch)
         await self._fetched.put(None)
@@ -152,7 +155,7 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
         batch, now = Batch(self._epoch), time.time()
         for tp, messages in polled.items():
             batch.take(tp, messages)
-            self._metrics.queue.observe_many(_ages(messages, now))
+        self._metrics.queue.observe_many(_ages(batch.times, now))
         self.last_progress = time.monotonic()
         return batch
 
@@ -183,7 +186,7 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
         # Kept by the thread itself: a cancelled wait for it says nothing about whether it is done.
         self.scoring_since = time.monotonic()
         try:
-            return self._quarantine.process(batch.messages, batch.ranges, batch.scorer)
+            return self._quarantine.process(batch.messages, batch.ranges, batch.scorer, batch.ahead)
         finally:
             self.scoring_since = None
 
@@ -237,7 +240,7 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
     def _acknowledge(self, batch: Batch) -> None:
         outputs, metrics = batch.outputs, self._metrics
         metrics.transactions.inc(outputs.scored)
-        metrics.post_to_score.observe_many(_ages(batch.messages, time.time()))
+        metrics.post_to_score.observe_many(_ages(batch.times, time.time()))
         for scores in outputs.anomaly_scores:
             metrics.anomaly_score.observe_many(scores)
         for name in outputs.alert_fields:
@@ -375,7 +378,6 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
         return lags
 
 
-def _ages(messages: Sequence[Any], now: float) -> NDArray[np.float64]:
-    """Seconds since the messages' times, (n,); the clocks of two machines may differ, an age is not negative."""
-    times = np.array([m.timestamp for m in messages], dtype=np.float64) / 1000
-    return np.maximum(now - times, 0.0)
+def _ages(times: Sequence[NDArray[np.int64]], now: float) -> NDArray[np.float64]:
+    """Seconds since the times in ms, (n,); the clocks of two machines may differ, an age is not negative."""
+    return np.maximum(now - np.concatenate(times) / 1000, 0.0)
