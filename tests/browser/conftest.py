@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from fraudlib import paths
+from fraudlib.api.keys import add_client, new_key
 from fraudlib.demo.stack import Stack, answers, free_port
 from fraudlib.settings import Settings
 
@@ -89,6 +90,18 @@ def api_alone(browser: Any, tmp_path: Path) -> Iterator[str]:
             running.check()
             time.sleep(0.05)
         yield running.url
+
+
+@pytest.fixture(scope="module")
+def locked(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """Address of an API that asks for a key, on a broker without a worker, and the key."""
+    folder = tmp_path_factory.mktemp("locked")
+    key, client = new_key("analyst")
+    add_client(folder / "hashes", client)
+    with Stack(local_settings().model_copy(update={"api_keys_file": folder / "hashes"}), folder) as running:
+        for _ in running.start("broker", "api"):
+            pass
+        yield running.url, key
 
 
 @pytest.fixture

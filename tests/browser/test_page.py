@@ -157,6 +157,30 @@ def test_nothing_serious_for_axe_nor_too_wide_for_a_phone(page: Any, stack: Stac
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_signing_in_works_on_a_phone_and_says_what_is_wrong(page: Any, locked: tuple[str, str], scheme: str) -> None:
+    """The dialog asks for the key, refuses a wrong one in words, and takes the right one; axe finds nothing serious."""
+    url, key = locked
+    page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.goto(url)
+    dialog = page.locator("#signin")
+    expect(dialog).to_be_visible(timeout=10_000)
+    expect(page.locator("#key")).to_be_focused()
+    page.keyboard.type("wrong")
+    page.keyboard.press("Enter")
+    expect(page.locator("#signin-problem")).not_to_be_empty(timeout=10_000)
+    found = axe.Axe().run(page).response["violations"]
+    assert [(v["id"], [n["target"] for n in v["nodes"]]) for v in found if v["impact"] in ("serious", "critical")] == []
+    box = dialog.bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= 360
+    page.locator("#key").fill(key)
+    page.keyboard.press("Enter")
+    expect(dialog).to_be_hidden(timeout=10_000)
+    expect(page.locator("#connection")).to_have_text("live", timeout=10_000)
+
+
 def test_ten_thousand_alerts_do_not_slow_it_down(page: Any, stack: Stack) -> None:
     """The newest is shown, at most a hundred stand in the list, and a click is answered at once meanwhile."""
     open_page(page, stack.url)
