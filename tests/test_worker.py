@@ -1,8 +1,10 @@
 """The worker's parts: outputs of a batch, the bundle in use, and the stages' promise to the reader's filter."""
 
 import asyncio
+import gc
 import itertools
 import random
+import weakref
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +22,7 @@ from fraudlib import manifest
 from fraudlib.errors import BundleError
 from fraudlib.paths import CURRENT
 from fraudlib.settings import Settings
-from fraudlib.telemetry import WorkerMetrics
+from fraudlib.telemetry import CALM, WorkerMetrics
 from fraudlib.wire.delivery import Deduplicator
 from fraudlib.wire.kafka import NotSentError, OutcomeUnknownError
 from fraudlib.worker import main as worker
@@ -390,6 +392,33 @@ def test_behind_the_filter_everything_is_there_once(seed: int) -> None:
             assert [at for at in places if is_fresh(tp.partition, at)] == expected
         dead = log.topics.get(("transactions.dlq", tp.partition), [])
         assert {int(dict(row[2])["src_offset"]) for row in dead} == poison
+
+
+def test_what_a_rebalance_leaves_in_cycles_is_freed_with_it() -> None:
+    """The collector is calm and comes round too seldom: the memory of a worker in a lively group would creep up."""
+
+    async def scenario() -> None:
+        log, stopping = Log(1, 0, random.Random(1)), asyncio.Event()
+        stages, consumer, tasks = await one_worker(log, stopping)
+        left = FareScorer()
+        left.itself = left  # type: ignore[attr-defined]
+        alive = weakref.ref(left)
+        del left
+        assert alive() is not None
+        await move(log, None, (stages, consumer), warn=True)
+        async with asyncio.timeout(5):
+            await stages._taking_on
+        assert alive() is None
+        stopping.set()
+        await asyncio.gather(*tasks[:3])
+        tasks[3].cancel()
+
+    before = gc.get_threshold()
+    gc.set_threshold(*CALM)
+    try:
+        asyncio.run(scenario())
+    finally:
+        gc.set_threshold(*before)
 
 
 # -- alerts and scores of transactions that are taken again by a worker with another bundle ---------------------------

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fraudlib.schema import TOPIC_ALERTS, TOPIC_DEAD_LETTERS, TOPIC_SCORES
 from fraudlib.settings import Settings
-from fraudlib.telemetry import WorkerMetrics
+from fraudlib.telemetry import WorkerMetrics, collect_leftovers
 from fraudlib.wire.kafka import NotSentError, OutcomeUnknownError, Publisher
 from fraudlib.worker.batch import Batch
 from fraudlib.worker.journal import Journal
@@ -366,6 +366,7 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
         self._rewind()
         self.is_assigned = True
         self._metrics.rebalances.inc()
+        collect_leftovers()
         log.info("partitions assigned", extra={"partitions": sorted(starts)})
 
     def lags(self) -> dict[TopicPartition, int]:

@@ -285,7 +285,8 @@ def test_nothing_is_left(stack: Stack) -> None:
     stack.compose("stop", "api", "worker", "scheduler")
     ended = {name: state for name, state in stack.states().items() if any(s in name for s in ("api", "worker"))}
     assert len(ended) == 4
-    assert all(state == "exited  0" or state.endswith(" 0") for state in ended.values()), ended
+    logs = stack.compose("logs", "--tail=20", "worker", check=False)
+    assert all(state.startswith("exited") and state.endswith(" 0") for state in ended.values()), f"{ended}\n{logs}"
     stack.compose("--profile", "demo", "down", "-v", "--remove-orphans")
     label = f"label=com.docker.compose.project={stack.name}"
     for kind in (["ps", "-a"], ["volume", "ls"], ["network", "ls"]):
