@@ -1,5 +1,7 @@
 """Slow clients over real sockets: each is let go in time, and none holds the shutdown up."""
 
+import http.client
+import json
 import os
 import signal
 import socket
@@ -12,10 +14,11 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+from fastapi import FastAPI
 
 from fraudlib.api import deadlines, gate
 from fraudlib.api.app import create_app
-from fraudlib.api.deadlines import Protocol
+from fraudlib.api.deadlines import Protocol, is_whole_transaction
 from fraudlib.settings import Settings
 
 HEAD = b"POST /transaction HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 4000\r\n"
@@ -29,11 +32,15 @@ class Quick(Protocol):
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[tuple[str, int]]:
-    """The API on a socket of its own, with short deadlines and without a broker."""
-    config = uvicorn.Config(
-        create_app(Settings(kafka_bootstrap_servers="127.0.0.1:1")), http=Quick, log_config=None, timeout_keep_alive=1
-    )
+def app() -> FastAPI:
+    """The API without a broker."""
+    return create_app(Settings(kafka_bootstrap_servers="127.0.0.1:1"))
+
+
+@pytest.fixture(scope="module")
+def address(app: FastAPI) -> Iterator[tuple[str, int]]:
+    """The API on a socket of its own, with short deadlines."""
+    config = uvicorn.Config(app, http=Quick, log_config=None, timeout_keep_alive=1)
     server = uvicorn.Server(config)
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
@@ -234,3 +241,54 @@ def test_a_stop_waits_for_nobody_who_is_slow(tmp_path: Path) -> None:
         process.wait()
         for sock in socks:
             sock.close()
+
+
+WHOLE = b"POST /transaction HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+
+
+def kind_of(sock: socket.socket, *parts: bytes) -> str:
+    """Send parts of a request; the kind of the problem that answers it."""
+    for part in parts:
+        sock.sendall(part)
+        time.sleep(0.02)
+    response = http.client.HTTPResponse(sock)
+    response.begin()
+    if response.status == 503:
+        assert int(response.headers["Retry-After"]) > 0
+        assert response.headers["content-type"] == "application/problem+json"
+    return str(json.loads(response.read())["type"].rpartition(":")[2])
+
+
+def test_a_transaction_that_is_not_admitted_is_refused_unparsed(
+    address: tuple[str, int], app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole or in parts, over a kept connection; once there is room the same connection gets through again."""
+    with socket.create_connection(address, 3) as sock:
+        assert kind_of(sock, WHOLE) == "invalid-transaction"
+        with monkeypatch.context() as full:
+            full.setitem(app.gate._in_flight, "", 1_000_000)  # type: ignore[attr-defined]
+            for parts in ([WHOLE], [WHOLE], [WHOLE[:30], WHOLE[30:]], [WHOLE[:-2], WHOLE[-2:]], [WHOLE]):
+                assert kind_of(sock, *parts) == "too-many-in-flight"
+        assert kind_of(sock, WHOLE) == "invalid-transaction"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        WHOLE[:-1],
+        WHOLE + b"G",
+        WHOLE + WHOLE,
+        WHOLE.replace(b"/transaction", b"/transactions"),
+        WHOLE.replace(b"Host: x", b"Connection: close"),
+        WHOLE.replace(b"Host: x", b"Transfer-Encoding: chunked"),
+        WHOLE.replace(b"Host: x", b"Expect: 100-continue"),
+        WHOLE.replace(b"Host: x", b"Content-Length: 2"),
+        WHOLE.replace(b"Content-Length: 2", b"X-Content-Length: 2"),
+        WHOLE.replace(b"Content-Length: 2", b"Content-Length: +2"),
+        WHOLE.replace(b"Content-Length: 2\r\n", b""),
+    ],
+)
+def test_what_may_not_be_one_whole_transaction_is_parsed(data: bytes) -> None:
+    """A part, more than one, another address, or a head whose body's length could be read in two ways."""
+    assert is_whole_transaction(WHOLE)
+    assert not is_whole_transaction(data)

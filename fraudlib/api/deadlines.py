@@ -1,6 +1,8 @@
 """HTTP connections with deadlines: who does not finish a request's head, sits idle or takes no answer is let go.
 
 uvicorn alone limits only the idle time between two requests. The body's deadline is the gate's, which can answer.
+What comes while no more is admitted is refused here, before it is parsed: a refusal costs so little that those who
+were admitted do not pay for it.
 """
 
 import asyncio
@@ -9,11 +11,33 @@ from typing import Any, Final
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from fraudlib.api.exchange import CYCLE
+from fraudlib.api.gate import Gate
 from fraudlib.api.problems import MEDIA_TYPE, Problem
 
 HEAD_SECONDS: Final = 9.5
 HEAD_BYTES: Final = 65_536
 STALL_SECONDS: Final = 9.5
+_START: Final = b"POST /transaction HTTP/1.1\r\n"
+_UNUSUAL: Final = (b"transfer-encoding", b"connection:", b"expect:", b"upgrade")  # in a head, in lower case
+
+
+def is_whole_transaction(data: bytes) -> bool:
+    """Whether the bytes are certainly one whole `POST /transaction` of a connection that stays; in doubt they are not.
+
+    Examples
+    --------
+    >>> is_whole_transaction(b"POST /transaction HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: 2\\r\\n\\r\\n{}")
+    True
+    """
+    if not data.startswith(_START):
+        return False
+    end = data.find(b"\r\n\r\n")
+    head = data[:end].lower()
+    if end < 0 or head.count(b"content-length") != 1 or any(name in head for name in _UNUSUAL):
+        return False
+    _, found, rest = head.partition(b"\r\ncontent-length:")
+    length = rest.split(b"\r\n", 1)[0].strip(b" ")
+    return bool(found) and length.isdigit() and len(data) - end - 4 == int(length)
 
 
 class Protocol(HttpToolsProtocol):
@@ -40,6 +64,7 @@ class Protocol(HttpToolsProtocol):
         self._head_read = 0
         self._stall_timer: asyncio.TimerHandle | None = None
         self._running: RequestResponseCycle | None = None
+        self._gate: Gate | None = getattr(self.app, "gate", None)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Expect the first head."""
@@ -58,7 +83,13 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take a piece of a request; a head without end is refused."""
+        """Take a piece of a request; a head without end is refused, and so is a transaction that is not admitted."""
+        if self._gate is not None and self._gate.is_full and self._is_between_requests() and is_whole_transaction(data):
+            self.server_state.total_requests += 1
+            self.transport.write(self._gate.refuse())
+            self._expect_head(self._step)
+            self._is_idle = True
+            return
         if self._is_idle:
             self._is_idle = False
             self._due = self._answered + self.head_seconds
@@ -67,6 +98,12 @@ class Protocol(HttpToolsProtocol):
             self._head_read += len(data)
             if self._head_read > self.head_bytes and not self.transport.is_closing():
                 self.send_400_response(f"expected a head of at most {self.head_bytes} bytes")
+
+    def _is_between_requests(self) -> bool:
+        if self._due is None or self._head_read or self.flow.write_paused or self.transport.is_closing():
+            return False
+        # Where the answer came before the body's end, what comes next may still be that body.
+        return self.cycle is None or not self.cycle.more_body
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no request, as a problem; whole requests before it get their answers first."""

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from fraudlib.api.access import Access
 from fraudlib.api.exchange import CYCLE, Arrived, answer_at_once, arrived_body
@@ -60,6 +60,17 @@ class Gate:
         self._direct, self._access = direct or {}, access or Access(settings)
         self._clocks: dict[tuple[str, str, int], Any] = {}
         self._in_flight = {"": 0, "/transactions": 0}
+        self._refusal = _as_bytes(_too_many().response())
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more single requests are admitted."""
+        return self._in_flight[""] >= self._settings.max_in_flight
+
+    def refuse(self) -> bytes:
+        """The whole answer to a transaction that is not admitted, which is counted."""
+        self._clock("/transaction", "POST", 503).observe(0.0)
+        return self._refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -98,8 +109,7 @@ class Gate:
         most = self._settings.max_bulk_in_flight if is_bulk else self._settings.max_in_flight
         limit = self._settings.max_batch_body_bytes if is_bulk else self._settings.max_body_bytes
         if self._in_flight[room] >= most:
-            problem = retry_later("too many requests are under way; nothing was taken, try again", "too-many-in-flight")
-            return await _reply(problem.response(), cycle, scope, receive, send)
+            return await _reply(_too_many().response(), cycle, scope, receive, send)
         if _declared_length(scope) > limit:
             return await _reply(_too_large(limit).response(), cycle, scope, receive, send)
         self._in_flight[room] += 1
@@ -183,6 +193,17 @@ class _Measured:
             if self._read > self._limit:
                 raise _too_large(self._limit)
         return message
+
+
+def _too_many() -> Problem:
+    return retry_later("too many requests are under way; nothing was taken, try again", "too-many-in-flight")
+
+
+def _as_bytes(response: Response) -> bytes:
+    lines = [STATUS_LINE[response.status_code]]
+    for name, value in response.raw_headers:
+        lines += (name, b": ", value, b"\r\n")
+    return b"".join([*lines, b"\r\n", bytes(response.body)])
 
 
 def _declared_length(scope: Scope) -> int:
