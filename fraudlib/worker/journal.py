@@ -33,7 +33,7 @@ _AT_CONVICTED: Final = _AT_SUSPECT + _SUSPECT.size
 _SLOTS: Final = 64  # convicted records of one batch; each of them cost three lives
 _CONVICTED: Final = struct.Struct(f"<{_SLOTS}q")
 _SIZE: Final = _AT_CONVICTED + _CONVICTED.size
-_MOST: Final = 2 * 65536  # records in two batches, the most that is in flight; a wider range is no range
+_MOST: Final = 3 * 65536  # records of a batch, of one decoded ahead and of one between; a wider range is no range
 _NONE: Final = _RANGE.pack(0, 0)
 
 

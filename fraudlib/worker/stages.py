@@ -193,7 +193,10 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
     async def _next_fetched(self) -> Batch | None:
         self._hungry.set()
         self._look_again.set()
-        return await self._fetched.get()
+        batch = await self._fetched.get()
+        # Fed at once where one lay ready: the one after it is to grow, and to be decoded ahead.
+        self._hungry.clear()
+        return batch
 
     async def publish(self) -> None:
         """Third stage: alerts and dead letters acknowledged, then scores, then the offsets are due."""
