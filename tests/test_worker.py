@@ -4,6 +4,7 @@ import asyncio
 import gc
 import itertools
 import random
+import time
 import weakref
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -582,3 +583,39 @@ def test_200_swaps_under_load_lose_nothing_and_mix_nothing(tmp_path: Path) -> No
     assert sum(a != b for a, b in itertools.pairwise(served)) >= 199
     assert set(served) == {"a", "b"}
     assert metrics.registry.get_sample_value("fraudlib_worker_reloads_total", {"outcome": "refused"}) == 10
+
+
+class Slow(Witness):
+    """Takes its time over a batch, and notes which were decoded before it was their turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.were_ahead: list[bool] = []
+
+    def process(self, messages: Any, ranges: Any, scorer: Any, ahead: Any = None) -> Any:
+        """Outputs of a batch."""
+        self.were_ahead.append(ahead is not None)
+        time.sleep(0.05)
+        return super().process(messages, ranges, scorer, ahead)
+
+
+def test_under_a_backlog_every_next_batch_is_decoded_ahead() -> None:
+    """Also where a batch lay ready when the scorer asked for one; only the first has none before it."""
+
+    async def scenario() -> list[bool]:
+        log, stopping, slow = Log(1, 150, random.Random(1)), asyncio.Event(), Slow()
+        log.rng.random = lambda: 1.0  # type: ignore[method-assign]
+        stages, consumer, tasks = await one_worker(log, stopping, Fixed(FareScorer()), slow)
+        await move(log, None, (stages, consumer), warn=True)
+        async with asyncio.timeout(20):
+            while not log.is_done:
+                await asyncio.sleep(0.01)
+        stopping.set()
+        await asyncio.gather(*tasks[:3])
+        tasks[3].cancel()
+        return slow.were_ahead
+
+    were_ahead = asyncio.run(scenario())
+    # The last ones need not be full when the scorer asks.
+    assert len(were_ahead) >= 150 / 9
+    assert all(were_ahead[1:-2]), were_ahead
