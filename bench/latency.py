@@ -108,13 +108,14 @@ def _step(stack: Stack, settings: Settings, rate: float, seconds: float, wait: b
     headers = {"Prefer": "wait=5"} if wait else {}
     requests = [openloop.post("/transaction", record, "bench", **headers) for record in rows]
     ours, theirs = multiprocessing.get_context("spawn").Pipe()
-    reader = multiprocessing.get_context("spawn").Process(target=_read, args=(settings, theirs))
+    reader = multiprocessing.get_context("spawn").Process(target=_read, args=(settings, theirs), daemon=True)
     reader.start()
     ours.recv()
     children = {name: psutil.Process(child.pid) for name, child in stack.running.items()}
     before, at_first = _cpu(children), metrics.samples(settings.metrics_port)
     load = openloop.run(settings.api_host, settings.api_port, requests, rate)
     cpu = {name: round((value - before[name]) / (len(ids) / rate), 2) for name, value in _cpu(children).items()}
+    cpu["sender"] = round(load.cores, 2)
     ours.send(len(ids))
     at_last = metrics.samples(settings.metrics_port)
     seen = ours.recv()

@@ -1,12 +1,12 @@
 """An open-loop HTTP load: every request has a due time, and waiting for anything after it counts as latency.
 
-Plain sockets and two threads, since an event loop's timers tick in milliseconds and would show up in the result.
+Plain sockets and one thread, since an event loop's timers tick in milliseconds and would show up in the result, and
+since what the sender takes of the machine is missing to what is measured.
 """
 
-import selectors
+import math
+import select
 import socket
-import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from typing import Final
 
 CONNECTIONS: Final = 128
 ANSWER_SECONDS: Final = 10.0
+LONGEST_WAIT: Final = 0.05
 
 
 @dataclass
@@ -27,6 +28,8 @@ class Load:
     statuses : HTTP status -> how many.
     sent : per request, when it went out.
     outcomes : HTTP status per request, 0 where no answer came.
+    count : requests that were sent, the first ones.
+    cores : processor time that the sender took, per second.
     """
 
     due: list[float] = field(default_factory=list)
@@ -34,6 +37,8 @@ class Load:
     statuses: dict[int, int] = field(default_factory=dict)
     sent: list[float] = field(default_factory=list)
     outcomes: list[int] = field(default_factory=list)
+    count: int = 0
+    cores: float = 0.0
 
 
 class _Connection:
@@ -69,7 +74,14 @@ def post(path: str, body: bytes, host: str, **headers: str) -> bytes:
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-def run(host: str, port: int, requests: Sequence[bytes], rate: float, connections: int = CONNECTIONS) -> Load:
+def run(
+    host: str,
+    port: int,
+    requests: Sequence[bytes],
+    rate: float,
+    connections: int = CONNECTIONS,
+    seconds: float = math.inf,
+) -> Load:
     """Send requests at a steady rate whatever the answers do, over kept connections.
 
     Parameters
@@ -77,48 +89,41 @@ def run(host: str, port: int, requests: Sequence[bytes], rate: float, connection
     requests : bytes of each whole request, in order.
     rate : requests a second.
     connections : as many requests may be under way; further ones wait, which counts as latency.
+    seconds : after these no more are sent.
     """
-    load = Load([0.0] * len(requests), [float("nan")] * len(requests), {}, [0.0] * len(requests), [0] * len(requests))
-    pool = [_Connection(host, port) for _ in range(connections)]
-    idle, done, left = deque(pool), threading.Semaphore(len(pool)), threading.Event()
-    selector = selectors.DefaultSelector()
-    for connection in pool:
-        selector.register(connection.sock, selectors.EVENT_READ, connection)
-
-    def receive() -> None:
-        count = 0
-        while count < len(requests) and not left.is_set():
-            for key, _ in selector.select(0.2):
-                connection = key.data
+    count = len(requests)
+    load = Load([0.0] * count, [float("nan")] * count, {}, [0.0] * count, [0] * count)
+    pool = {c.sock.fileno(): c for c in (_Connection(host, port) for _ in range(connections))}
+    numbers, idle = list(pool), deque(pool.values())
+    started, used = time.monotonic() + 0.1, time.thread_time()
+    load.due = [started + number / rate for number in range(count)]
+    sent = answered = 0
+    end = started + min(seconds, count / rate)
+    try:
+        while answered < count and (now := time.monotonic()) < end + ANSWER_SECONDS:
+            if now > started + seconds:
+                count = sent
+            while idle and sent < count and load.due[sent] <= now:
+                # In turn: the server closes a connection that it hears nothing of.
+                connection = idle.popleft()
+                connection.request = sent
+                load.sent[sent] = now
+                connection.sock.sendall(requests[sent])
+                sent += 1
+                now = time.monotonic()
+            wait = min(load.due[sent] - now, LONGEST_WAIT) if idle and sent < count else LONGEST_WAIT
+            # The only wait of the standard library whose limit is not in whole milliseconds.
+            for number in select.select(numbers, (), (), max(0.0, wait))[0]:
+                connection = pool[number]
                 if (status := connection.receive()) is not None:
                     load.answered[connection.request] = time.monotonic()
                     load.outcomes[connection.request] = status
                     load.statuses[status] = load.statuses.get(status, 0) + 1
-                    count += 1
+                    answered += 1
                     idle.append(connection)
-                    done.release()
-
-    previous = sys.getswitchinterval()
-    sys.setswitchinterval(0.0005)
-    receiver = threading.Thread(target=receive, daemon=True)
-    receiver.start()
-    try:
-        start = time.monotonic() + 0.1
-        for number, request in enumerate(requests):
-            due = load.due[number] = start + number / rate
-            if (ahead := due - time.monotonic()) > 0:
-                time.sleep(ahead)
-            done.acquire()
-            connection = idle.popleft()
-            connection.request = number
-            load.sent[number] = time.monotonic()
-            connection.sock.sendall(request)
-        receiver.join(ANSWER_SECONDS)
+        load.count = sent
+        load.cores = (time.thread_time() - used) / max(time.monotonic() - started, 1e-9)
     finally:
-        left.set()
-        receiver.join()
-        sys.setswitchinterval(previous)
-        selector.close()
-        for connection in pool:
+        for connection in pool.values():
             connection.sock.close()
     return load

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 
 from fraudlib.api import deadlines, gate
 from fraudlib.api.app import create_app
-from fraudlib.api.deadlines import Protocol, is_whole_transaction
+from fraudlib.api.deadlines import Protocol, plain_post
 from fraudlib.settings import Settings
 
 HEAD = b"POST /transaction HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 4000\r\n"
@@ -265,25 +265,64 @@ def test_a_transaction_that_is_not_admitted_is_refused_unparsed(
     """Whole or in parts, over a kept connection; once there is room the same connection gets through again."""
     gate = app.gate  # type: ignore[attr-defined]
     unparsed, refuse = [], gate.refuse
+
+    def noting(path: str, to_come: int) -> bytes | None:
+        unparsed.append(to_come)
+        return bytes(refuse(path, to_come))
+
     with socket.create_connection(address, 3) as sock:
         assert kind_of(sock, WHOLE) == "invalid-transaction"
         with monkeypatch.context() as full:
             full.setitem(gate._in_flight, "", 1_000_000)
-            full.setattr(gate, "refuse", lambda: unparsed.append(1) or refuse())  # type: ignore[func-returns-value]
+            full.setattr(gate, "refuse", noting)
             for parts in ([WHOLE], [WHOLE], [WHOLE[:30], WHOLE[30:]], [WHOLE[:-2], WHOLE[-2:]], [WHOLE]):
                 assert kind_of(sock, *parts) == "too-many-in-flight"
         assert kind_of(sock, WHOLE) == "invalid-transaction"
-    # Two came in parts; after an answer that did not wait for its body, the end of that one has to be found.
-    assert len(unparsed) == 2
+    # All but the one whose head came in parts.
+    assert unparsed == [0, 0, 2, 0]
+
+
+@pytest.mark.parametrize("head", [b"Content-Length: %d", b"X: y\r\nContent-Length: %d\r\nExpect: nothing"])
+def test_a_bulk_that_is_not_admitted_leaves_its_connection_usable(
+    address: tuple[str, int], app: FastAPI, monkeypatch: pytest.MonkeyPatch, head: bytes
+) -> None:
+    """Its body, longer than any head may be, is let pass without being taken for the next request, parsed or not."""
+    gate = app.gate  # type: ignore[attr-defined]
+    body = b"{}\n" * 100_000
+    start = b"POST /transactions HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\n"
+    bulk = start + head % len(body) + b"\r\n\r\n" + body
+    with socket.create_connection(address, 3) as sock:
+        with monkeypatch.context() as full:
+            full.setitem(gate._in_flight, "/transactions", 1_000_000)
+            assert [kind_of(sock, bulk), kind_of(sock, bulk + WHOLE)] == ["too-many-in-flight"] * 2
+        # The one that came with the second bulk, and another.
+        assert [kind_of(sock), kind_of(sock, WHOLE)] == ["invalid-transaction"] * 2
+
+
+def test_who_is_refused_is_not_read_for_a_moment_and_others_are(
+    address: tuple[str, int], app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that does not wait gets its next refusals a little later, within 50 ms; each one's first comes at once."""
+    gate = app.gate  # type: ignore[attr-defined]
+    with monkeypatch.context() as full:
+        full.setitem(gate._in_flight, "", 1_000_000)
+        with socket.create_connection(address, 3) as sock:
+            started = time.monotonic()
+            for _ in range(11):
+                assert kind_of(sock, WHOLE) == "too-many-in-flight"
+            assert time.monotonic() - started > 10 * deadlines.REFUSED_SECONDS - 0.01
+    with socket.create_connection(address, 3) as sock:
+        assert kind_of(sock, WHOLE) == "invalid-transaction"
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        WHOLE[:-1],
+        WHOLE[:-4],
         WHOLE + b"G",
         WHOLE + WHOLE,
-        WHOLE.replace(b"/transaction", b"/transactions"),
+        WHOLE.replace(b"/transaction", b"/labels"),
+        WHOLE.replace(b"/transaction", b"/transaction?"),
         WHOLE.replace(b"Host: x", b"Connection: close"),
         WHOLE.replace(b"Host: x", b"Transfer-Encoding: chunked"),
         WHOLE.replace(b"Host: x", b"Expect: 100-continue"),
@@ -293,7 +332,9 @@ def test_a_transaction_that_is_not_admitted_is_refused_unparsed(
         WHOLE.replace(b"Content-Length: 2\r\n", b""),
     ],
 )
-def test_what_may_not_be_one_whole_transaction_is_parsed(data: bytes) -> None:
-    """A part, more than one, another address, or a head whose body's length could be read in two ways."""
-    assert is_whole_transaction(WHOLE)
-    assert not is_whole_transaction(data)
+def test_what_may_not_be_one_plain_post_is_parsed(data: bytes) -> None:
+    """A part of a head, more than one request, another address, or a body whose length could be read in two ways."""
+    assert plain_post(WHOLE) == ("/transaction", 0)
+    assert plain_post(WHOLE[:-1]) == ("/transaction", 1)
+    assert plain_post(WHOLE.replace(b"/transaction", b"/transactions")) == ("/transactions", 0)
+    assert plain_post(data) is None

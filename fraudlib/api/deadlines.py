@@ -1,43 +1,95 @@
 """HTTP connections with deadlines: who does not finish a request's head, sits idle or takes no answer is let go.
 
 uvicorn alone limits only the idle time between two requests. The body's deadline is the gate's, which can answer.
-What comes while no more is admitted is refused here, before it is parsed: a refusal costs so little that those who
-were admitted do not pay for it.
+What comes while no more is admitted is refused here, before it is parsed, and the connection is not read for a moment
+afterwards: who does not wait as Retry-After asks for would otherwise have those pay that were admitted.
 """
 
 import asyncio
+from collections import deque
+from functools import lru_cache
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from fraudlib.api.exchange import CYCLE
+from fraudlib.api.exchange import CYCLE, is_refused
 from fraudlib.api.gate import Gate
 from fraudlib.api.problems import MEDIA_TYPE, Problem
 
 HEAD_SECONDS: Final = 9.5
 HEAD_BYTES: Final = 65_536
 STALL_SECONDS: Final = 9.5
-_START: Final = b"POST /transaction HTTP/1.1\r\n"
+REFUSED_SECONDS: Final = 0.035  # so that the next refusal is there within 50 ms of its request
+REFUSED_MOST_SECONDS: Final = 1.0  # what Retry-After asks for
+REFUSALS_A_SECOND: Final = 2000  # about 3 % of a core
+_KNOWN_BYTES: Final = 2048  # of a head that is remembered
+_STARTS: Final = {b"POST %s HTTP/1.1\r\n" % path.encode(): path for path in ("/transaction", "/transactions")}
 _UNUSUAL: Final = (b"transfer-encoding", b"connection:", b"expect:", b"upgrade")  # in a head, in lower case
 
 
-def is_whole_transaction(data: bytes) -> bool:
-    """Whether the bytes are certainly one whole `POST /transaction` of a connection that stays; in doubt they are not.
+def plain_post(data: bytes) -> tuple[str, int] | None:
+    """Path of a plain POST of transactions that begins with the bytes, and how much of it is still to come; else None.
+
+    None wherever there is any doubt: another route, a head that has not come whole, that could be read in two ways or
+    asks for something more, or bytes beyond the request.
 
     Examples
     --------
-    >>> is_whole_transaction(b"POST /transaction HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: 2\\r\\n\\r\\n{}")
-    True
+    >>> plain_post(b"POST /transaction HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: 2\\r\\n\\r\\n{}")
+    ('/transaction', 0)
     """
-    if not data.startswith(_START):
-        return False
     end = data.find(b"\r\n\r\n")
-    head = data[:end].lower()
-    if end < 0 or head.count(b"content-length") != 1 or any(name in head for name in _UNUSUAL):
-        return False
-    _, found, rest = head.partition(b"\r\ncontent-length:")
+    if not 0 <= end <= _KNOWN_BYTES:
+        return None
+    path, length = _head_of_plain(data[:end])
+    to_come = length - (len(data) - end - 4)
+    return None if to_come < 0 else (path, to_come)
+
+
+@lru_cache(512)
+def _head_of_plain(head: bytes) -> tuple[str, int]:
+    """Path and length of the body that a plain head tells, -1 for any other head.
+
+    Kept, as a client's heads are few: a client that sends more than it may sends the same one over and over.
+    """
+    lower = head.lower()
+    path = next((path for start, path in _STARTS.items() if head.startswith(start)), "")
+    if not path or lower.count(b"content-length") != 1 or any(name in lower for name in _UNUSUAL):
+        return "", -1
+    _, found, rest = lower.partition(b"\r\ncontent-length:")
     length = rest.split(b"\r\n", 1)[0].strip(b" ")
-    return bool(found) and length.isdigit() and len(data) - end - 4 == int(length)
+    return path, int(length) if found and length.isdigit() else -1
+
+
+class _Refused:
+    """Connections that are not read for a moment: longer the more there are, so that refusing never takes much time."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[float, Protocol]] = deque()
+        self._latest = 0.0
+
+    def add(self, protocol: "Protocol") -> None:
+        """Read it again after REFUSED_SECONDS, or when it is its turn among many, within REFUSED_MOST_SECONDS."""
+        now = protocol.loop.time()
+        self._latest = max(now + REFUSED_SECONDS, self._latest + 1 / REFUSALS_A_SECOND)
+        self._latest = min(self._latest, now + REFUSED_MOST_SECONDS)
+        self._waiting.append((self._latest, protocol))
+        if len(self._waiting) == 1:
+            protocol.loop.call_at(self._latest, self._read_again)
+
+    def _read_again(self) -> None:
+        loop = self._waiting[0][1].loop
+        # Those of the next milliseconds too: a timer for each would cost as much as the refusals.
+        soon = loop.time() + REFUSED_SECONDS / 10
+        while self._waiting and self._waiting[0][0] <= soon:
+            _, protocol = self._waiting.popleft()
+            if not protocol.transport.is_closing():
+                protocol.flow.resume_reading()
+        if self._waiting:
+            loop.call_at(self._waiting[0][0] + REFUSED_SECONDS / 10, self._read_again)
+
+
+_refused: Final = _Refused()
 
 
 class Protocol(HttpToolsProtocol):
@@ -62,6 +114,7 @@ class Protocol(HttpToolsProtocol):
         self._is_idle = False
         self._step = 0.0
         self._head_read = 0
+        self._unread = 0  # bytes to come of a body that nobody waits for
         self._stall_timer: asyncio.TimerHandle | None = None
         self._running: RequestResponseCycle | None = None
         self._gate: Gate | None = getattr(self.app, "gate", None)
@@ -84,25 +137,52 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take a piece of a request; a head without end is refused, and so is a transaction that is not admitted."""
-        if self._gate is not None and self._gate.is_full and self._is_between_requests() and is_whole_transaction(data):
-            self.server_state.total_requests += 1
-            self.transport.write(self._gate.refuse())
-            self._expect_head(self._step)
-            self._is_idle = True
+        if self._unread:
+            unread = self._unread
+            self._unread = max(0, unread - len(data))
+            if self._unread:
+                return
+            self._expect_next()
+            if not (data := data[unread:]):
+                return
+        if self._gate is not None and self._gate.is_full and self._is_between_requests() and self._is_refused(data):
             return
         if self._is_idle:
             self._is_idle = False
             self._due = self._answered + self.head_seconds
+        # The rest of a body that was answered before its end is no part of a head.
+        is_rest = self.cycle is not None and self.cycle.more_body
         super().data_received(data)
-        if self._due is not None:
+        if self._due is not None and not is_rest:
             self._head_read += len(data)
             if self._head_read > self.head_bytes and not self.transport.is_closing():
                 self.send_400_response(f"expected a head of at most {self.head_bytes} bytes")
 
+    def _is_refused(self, data: bytes) -> bool:
+        """Whether the bytes were a request that is not admitted, which has its answer then."""
+        assert self._gate is not None, "asked where there is one"
+        post = plain_post(data)
+        if post is None or (refusal := self._gate.refuse(*post)) is None:
+            return False
+        self.server_state.total_requests += 1
+        self._unread = post[1]
+        self.transport.write(refusal)
+        self._expect_next()
+        self._pause()
+        return True
+
+    def _expect_next(self) -> None:
+        self._expect_head(self._step)
+        self._is_idle = True
+
+    def _pause(self) -> None:
+        self.flow.pause_reading()
+        _refused.add(self)
+
     def _is_between_requests(self) -> bool:
         if self._due is None or self._head_read or self.flow.write_paused or self.transport.is_closing():
             return False
-        # Where the answer came before the body's end, what comes next may still be that body.
+        # Where the answer came before the body's end, what comes next is still that body.
         return self.cycle is None or not self.cycle.more_body
 
     def send_400_response(self, msg: str) -> None:
@@ -122,6 +202,14 @@ class Protocol(HttpToolsProtocol):
         self._due, self._head_read = None, 0
         super().on_headers_complete()
 
+    def on_message_complete(self) -> None:
+        """The body is there; where its answer was given before, the next request may come now."""
+        super().on_message_complete()
+        cycle = self.cycle
+        if cycle is not None and cycle.response_complete and cycle.more_body:
+            cycle.more_body = False
+            self._expect_next()
+
     def on_response_complete(self) -> None:
         """Start the next request where its head has come already, and expect one otherwise.
 
@@ -130,12 +218,14 @@ class Protocol(HttpToolsProtocol):
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
-        self.flow.resume_reading()
+        if self._running is not None and is_refused(self._running):
+            self._pause()
+        else:
+            self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
         else:
-            self._expect_head(self._step)
-            self._is_idle = True
+            self._expect_next()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle

@@ -37,6 +37,17 @@ class Json(Response):
         self.raw_headers = [(b"content-length", b"%d" % len(self.body)), _TYPE]
 
 
+def refuse(cycle: RequestResponseCycle | None) -> None:
+    """Note that the request was not admitted, so that its connection is not read for a moment after the answer."""
+    if cycle is not None:
+        cycle.refused = True  # type: ignore[attr-defined]
+
+
+def is_refused(cycle: RequestResponseCycle) -> bool:
+    """Whether that was noted."""
+    return getattr(cycle, "refused", False)
+
+
 def header(request: Request, name: bytes) -> str | None:
     """Value of a header, the first one where there are more; its name in lower case."""
     for key, value in request.scope["headers"]:

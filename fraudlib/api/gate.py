@@ -15,7 +15,7 @@ from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from fraudlib.api.access import Access
-from fraudlib.api.exchange import CYCLE, Arrived, answer_at_once, arrived_body
+from fraudlib.api.exchange import CYCLE, Arrived, answer_at_once, arrived_body, refuse
 from fraudlib.api.problems import Problem, failure, retry_later
 from fraudlib.settings import Settings
 from fraudlib.telemetry import ApiMetrics
@@ -64,13 +64,29 @@ class Gate:
 
     @property
     def is_full(self) -> bool:
-        """Whether no more single requests are admitted."""
-        return self._in_flight[""] >= self._settings.max_in_flight
+        """Whether there is a route that no more requests are admitted to."""
+        of, settings = self._in_flight, self._settings
+        return of[""] >= settings.max_in_flight or of["/transactions"] >= settings.max_bulk_in_flight
 
-    def refuse(self) -> bytes:
-        """The whole answer to a transaction that is not admitted, which is counted."""
-        self._clock("/transaction", "POST", 503).observe(0.0)
+    def refuse(self, path: str, to_come: int) -> bytes | None:
+        """The whole answer to a POST of transactions that is not admitted, which is counted; None where it may be.
+
+        Parameters
+        ----------
+        to_come : bytes of its body; where these alone are too many the refusal is another.
+        """
+        room, most, limit = self._limits(path)
+        if self._in_flight[room] < most or to_come > limit:
+            return None
+        self._clock(path, "POST", 503).observe(0.0)
         return self._refusal
+
+    def _limits(self, path: str) -> tuple[str, int, int]:
+        """What a route's requests are counted under, how many may be under way, and how long their bodies may be."""
+        s = self._settings
+        if path == "/transactions":
+            return path, s.max_bulk_in_flight, s.max_batch_body_bytes
+        return "", s.max_in_flight, s.max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -104,11 +120,9 @@ class Gate:
 
     async def _admitted(self, scope: Scope, cycle: Cycle, receive: Receive, send: Send) -> int:
         path = scope["path"]
-        is_bulk = path == "/transactions"
-        room = "/transactions" if is_bulk else ""
-        most = self._settings.max_bulk_in_flight if is_bulk else self._settings.max_in_flight
-        limit = self._settings.max_batch_body_bytes if is_bulk else self._settings.max_body_bytes
+        room, most, limit = self._limits(path)
         if self._in_flight[room] >= most:
+            refuse(cycle)
             return await _reply(_too_many().response(), cycle, scope, receive, send)
         if _declared_length(scope) > limit:
             return await _reply(_too_large(limit).response(), cycle, scope, receive, send)

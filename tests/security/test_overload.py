@@ -7,25 +7,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.overload import Phase, offer, recovery_s
+from bench.overload import BulkDoor, Door, Phase, recovery_s
 from fraudlib.demo.stack import Stack, free_port
 from fraudlib.settings import Settings
 
 
 def test_what_is_too_much_is_refused_and_then_all_is_well(tmp_path: Path) -> None:
-    """With one request admitted and sixteen under way, each is taken or refused; later all are taken."""
+    """With one request admitted and many under way, each is taken or refused; later all are taken."""
     broker = free_port()
     settings = Settings(
-        broker_port=broker, kafka_bootstrap_servers=f"127.0.0.1:{broker}", api_port=free_port(), max_in_flight=1
+        broker_port=broker,
+        kafka_bootstrap_servers=f"127.0.0.1:{broker}",
+        api_port=free_port(),
+        max_in_flight=1,
+        max_bulk_in_flight=1,
     )
+    bulk = b"\n".join([b'{"trip_distance": 2.5, "fare_amount": 12.5, "duration_minutes": 15}'] * 5000)
     with Stack(settings, tmp_path) as stack:
         for _ in stack.start("broker", "api"):
             pass
-        crowded = offer(settings, 5000, 0.4, 16)
-        calm = offer(settings, 50, 1, 1)
-    assert set(crowded.status.tolist()) == {202, 503}
-    assert crowded.share(503) > 0.05
-    assert set(calm.status.tolist()) == {202}
+        for door in (Door(settings.api_port, 1), BulkDoor(settings.api_port, 1, 5000, bulk)):
+            crowded = door.offer(5000, 0.5, 16)
+            calm = door.offer(20, 0.5, 1)
+            assert set(crowded.status.tolist()) == {202, 503}
+            assert crowded.share(503) > 0.05
+            assert set(calm.status.tolist()) == {202}
 
 
 def test_a_recovery_that_does_not_come_is_infinite() -> None:
