@@ -302,7 +302,7 @@ def test_a_bulk_that_is_not_admitted_leaves_its_connection_usable(
 def test_who_is_refused_is_not_read_for_a_moment_and_others_are(
     address: tuple[str, int], app: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A client that does not wait gets its next refusals a little later, within 50 ms; each one's first comes at once."""
+    """A client that does not wait gets its next refusals a little later; everyone's first one comes at once."""
     gate = app.gate  # type: ignore[attr-defined]
     with monkeypatch.context() as full:
         full.setitem(gate._in_flight, "", 1_000_000)
