@@ -73,6 +73,29 @@ def test_what_comes_while_others_are_under_way_goes_together() -> None:
     run(scenario)
 
 
+def test_who_comes_after_several_waits_a_moment_for_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until as many are there, or the moment is over; afterwards fewer are waited for."""
+    monkeypatch.setattr(singles, "PACE_SECONDS", 0.2)
+
+    async def scenario(way: Way) -> None:
+        way.arrive.set()
+        clock = asyncio.get_running_loop().time
+        start = clock()
+        await asyncio.gather(*(single.outcome for single in way.add(b"a", b"b", b"c")))
+        some = way.add(b"d")
+        await asyncio.sleep(0.02)
+        some += way.add(b"e", b"f")
+        await asyncio.gather(*(single.outcome for single in some))
+        assert clock() - start < 0.15
+        await asyncio.gather(*(single.outcome for single in way.add(b"g")))
+        assert clock() - start > 0.19
+        await asyncio.gather(*(single.outcome for single in way.add(b"h")))
+        assert clock() - start < 0.35
+        assert way.shipments == [[b"a", b"b", b"c"], [b"d", b"e", b"f"], [b"g"], [b"h"]]
+
+    run(scenario)
+
+
 def test_what_does_not_fit_goes_first_the_next_time() -> None:
     """Before what came later."""
 

@@ -1,7 +1,9 @@
 """Single messages on their way to one broker: what comes while others are under way goes together with the next.
 
-A client has one request under way to a broker anyway, so that nobody waits longer for it; and who finds nothing under
-way goes at once.
+A client has one request under way to a broker anyway, so that nobody waits longer for it. Where several go together,
+the next ones wait a moment for as many: every request costs the API, the broker and the worker the same however many
+messages it carries, and on a busy machine the time saved is more than the moment. Who comes alone goes at once, and so
+do clients that wait for their answers, once all of them are back.
 """
 
 import asyncio
@@ -13,6 +15,7 @@ from typing import Final
 log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS: Final = 1.0
+PACE_SECONDS: Final = 0.004  # of 2 to 6 ms, that which made the median from POST to score least at 1,000 a second
 
 
 class Single:
@@ -64,18 +67,24 @@ class Lane:
     ) -> None:
         self._ship, self._give_up = ship, give_up
         self._waiting: list[Single] = []
+        self._last_count, self._last_at = 0, 0.0
+        self._are_enough = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def add(self, single: Single) -> None:
         """Send it with the next."""
         self._waiting.append(single)
+        if len(self._waiting) >= self._last_count:
+            self._are_enough.set()
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def _run(self) -> None:
         try:
             while self._waiting:
+                await self._gather()
                 under_way, self._waiting = self._waiting, []
+                self._last_count, self._last_at = len(under_way), time.monotonic()
                 try:
                     went_well, left = await self._ship(under_way)
                 except Exception as err:
@@ -90,6 +99,18 @@ class Lane:
         finally:
             self._task = None
 
+    async def _gather(self) -> None:
+        """Wait for as many as went last time, at most PACE_SECONDS after that."""
+        left = self._last_at + PACE_SECONDS - time.monotonic()
+        if left <= 0 or len(self._waiting) >= self._last_count:
+            return
+        self._are_enough.clear()
+        timer = asyncio.get_running_loop().call_later(left, self._are_enough.set)
+        try:
+            await self._are_enough.wait()
+        finally:
+            timer.cancel()
+
     def _drop_overdue(self) -> None:
         """Whoever has waited for a broker that fails is told, rather than made to wait for its next failure."""
         waiting, self._waiting = self._waiting, []
@@ -98,3 +119,5 @@ class Lane:
                 self._give_up(single)
             else:
                 self._waiting.append(single)
+        if len(self._waiting) >= self._last_count:
+            self._are_enough.set()
