@@ -22,6 +22,9 @@ COMPOSE ?= $(if $(shell docker compose version 2>/dev/null),docker compose,docke
 NOTEBOOKS := $(sort $(wildcard notebooks/0[0-6]_*.ipynb))
 PIP := -m pip --disable-pip-version-check install -qq $(PIP_ARGS)
 
+# Tests wait much: one process more than there are cores, each with whole files, as what costs is shared within a file.
+JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(6, (os.cpu_count() or 1) + 1))')
+
 # 05_live joins a stack that runs already; nobody's is at port 9, so that it starts its own.
 ALONE := FRAUDLIB_API_PORT=9
 
@@ -61,8 +64,8 @@ $(AUDIT): $(READY)
 demo: $(READY)  ## train on the sample, start every service, stream trips, show alerts; ARGS="--seconds 20"
 	@exec $(BIN)/fraudlib demo $(ARGS)
 
-test: check  ## checks, tests, and the notebooks against their stored outputs
-	$(BIN)/python -m pytest
+test: check  ## checks, tests, and the notebooks against their stored outputs; ARGS="-k worker", JOBS=1
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 	$(if $(NOTEBOOKS),$(ALONE) $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 120 $(NOTEBOOKS))
 
 check: $(READY)  ## style, types and the walls between rooms

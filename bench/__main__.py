@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import api, latency, poison, results, throughput
+from bench import api, latency, overload, poison, results, throughput
 from bench.machine import describe
 from fraudlib import bench as scoring
 from fraudlib import manifest, paths
@@ -29,6 +29,7 @@ def parts(quick: bool) -> dict[str, Callable[[], dict[str, Any]]]:
             "throughput": lambda: throughput.measure(throughput.Plan(50_000, 300, 1)),
             "latency": lambda: latency.measure((100, 1000), 2.0),
             "api": lambda: api.measure(100_000),
+            "overload": lambda: overload.measure(1.0, rounds=1),
             "poison": lambda: poison.measure(10_000),
             "scoring": _scoring,
         }
@@ -36,6 +37,7 @@ def parts(quick: bool) -> dict[str, Callable[[], dict[str, Any]]]:
         "throughput": lambda: throughput.measure(throughput.Plan()),
         "latency": lambda: latency.measure((100, 1000, 5000), 8.0),
         "api": api.measure,
+        "overload": overload.measure,
         "poison": poison.measure,
         "scoring": _scoring,
     }

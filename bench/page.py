@@ -129,6 +129,37 @@ def _row(rate: float, values: dict[str, float]) -> str:
     return f"| {rate:,.0f} | {' | '.join(f'{value:g}' for value in values.values())} |\n"
 
 
+OVERLOAD: Final = """
+## Overload
+
+Five times the API's capacity, due open loop over five times as many connections as requests are admitted at once;
+{apart}. Capacity is measured before and after each round with as many connections as are admitted. Who is not admitted
+gets 503 with Retry-After at once; a client that does not wait is not read again for 35 ms, longer where there are many,
+so that only a part of what is due can be sent. Shares and percentiles are medians of the rounds; times count from the
+moment that a request was sent, p99.
+
+| | admitted | capacity, tx/s | sent, of it | served, of it | rounds | refused, ms | served, ms | recovery, s | else |
+|---|---|---|---|---|---|---|---|---|---|
+"""
+
+
+def _overload(found: dict[str, Any]) -> str:
+    own = found["api_has_its_own_core"]
+    text = OVERLOAD.format(
+        apart="the API has a core to itself, broker and load share the other" if own else "all share the same cores"
+    )
+    names = {"single": "`POST /transaction`", "bulk": f"`POST /transactions`, {found['items_of_a_body']} records each"}
+    for name, door in found["doors"].items():
+        rounds = ", ".join(f"{share:.2f}" for share in door["served_of_each_round"])
+        cells = (
+            f"{door['admitted']} | {door['capacity_a_second']:,} | {door['sent_times']:.2f} | "
+            f"{door['served_of_capacity']:.2f} | {rounds} | {door['refused_p99_ms']:g} | {door['served_p99_ms']:g} | "
+            f"{door['recovery_s']:g} | {door['other_answers']}"
+        )
+        text += f"| {names[name]} | {cells} |\n"
+    return text
+
+
 POISON: Final = """
 ## Dead letters
 
@@ -176,6 +207,7 @@ _PARTS: Final = {
     "throughput": _throughput,
     "latency": _latency,
     "api": _api,
+    "overload": _overload,
     "poison": _poison,
     "scoring": _scoring,
     "chaos": _chaos,
