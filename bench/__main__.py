@@ -53,6 +53,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="small sizes, to try it out")
     parser.add_argument("--out", type=Path, default=results.RESULTS, help="file of the results; others lie beside it")
     options = parser.parse_args()
+    options.out.parent.mkdir(parents=True, exist_ok=True)  # rather than find out after the first measurement
     found = results.read(options.out) | {"quick": options.quick}
     for name, part in parts(options.quick).items():
         if options.parts and name not in options.parts:

@@ -41,10 +41,12 @@ worker's transactions, on the same cores.
 | trivial scorer to ceiling | {trivial_scorer_to_ceiling:.2f} |
 | worker to one record at a time | {worker_to_naive:,.0f} |
 | two workers to one | {two_workers_to_one:.2f} |
+| two workers to ceiling | {two_workers_to_ceiling:.2f} |
 
 In the worker's own metrics a batch had {batch_mean:,} transactions on average; `decode, score, encode` took
 {score_wall_us} us and `publish` {publish_wall_us} us a transaction. They overlap: while one batch is scored, the one
-before is published and the one after is fetched.
+before is published and the one after is fetched. One process does not fill two cores, as its threads share the
+interpreter's lock; two workers do.
 """
 
 LATENCY: Final = """

@@ -123,5 +123,6 @@ def _ratios(runs: dict[str, list[dict[str, Any]]], naive: float) -> dict[str, fl
         "worker_to_ceiling": ratio("worker", "ceiling"),
         "trivial_scorer_to_ceiling": ratio("trivial_scorer", "ceiling"),
         "two_workers_to_one": ratio("two_workers", "worker"),
+        "two_workers_to_ceiling": ratio("two_workers", "ceiling"),
         "worker_to_naive": round(statistics.median(run["per_second"] for run in runs["worker"]) / naive),
     }
