@@ -35,7 +35,7 @@ def parts(quick: bool) -> dict[str, Callable[[], dict[str, Any]]]:
         }
     return {
         "throughput": lambda: throughput.measure(throughput.Plan()),
-        "latency": lambda: latency.measure((100, 1000, 5000), 8.0),
+        "latency": lambda: latency.measure((100, 1000, 5000), 8.0, rounds=5),
         "api": api.measure,
         "overload": overload.measure,
         "poison": poison.measure,

@@ -8,7 +8,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 BARS: Final = {
     "ceiling": "consume and republish\n(ceiling)",
@@ -27,6 +27,7 @@ def _throughput(axes: Axes, found: dict[str, Any]) -> None:
     axes.invert_yaxis()
     axes.set_xlim(0, 1.2 * max(rates))
     axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("transactions a second")
     axes.set_title("Throughput, every score published", fontsize=10)
 
@@ -40,10 +41,13 @@ def _latency(axes: Axes, found: dict[str, Any]) -> None:
             axes.plot(labels, values, style, color=colour, marker="o", label=f"{kind} {name[:3]}", markersize=4)
     axes.axhline(25, color="grey", linewidth=0.7, linestyle=":")
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("transactions a second offered, open loop")
     axes.set_ylabel("ms from the moment due to send")
     axes.set_title("POST to score and to alert", fontsize=10)
-    axes.legend(fontsize=7, ncols=2)
+    axes.legend(fontsize=7, ncols=2, handlelength=4)
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
@@ -60,7 +64,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
             draw_part(axes, results[part])
         else:
             axes.set_axis_off()
-    (machine, *_) = results["machines"].values()
+    machine = max(results["machines"].values(), key=lambda m: m["measured_at"])
     text = f"{machine['cores']} cores of {machine['processor']}, shared by sender, API, broker, worker and reader"
     figure.supxlabel(f"{text}; {machine['measured_at'][:10]}\n{results['data']}", fontsize=7)
     figure.savefig(path, dpi=130, metadata={"Software": None})

@@ -148,15 +148,20 @@ def _cpu(children: Mapping[str, psutil.Process]) -> dict[str, float]:
 
 
 def measure(
-    rates: Sequence[float] = (100, 1000, 5000), seconds: float = 10.0, wait: bool = False, **changes: Any
+    rates: Sequence[float] = (100, 1000, 5000),
+    seconds: float = 10.0,
+    wait: bool = False,
+    rounds: int = 1,
+    **changes: Any,
 ) -> dict[str, Any]:
-    """Latencies at each rate, on a stack of its own.
+    """Latencies at each rate, on a stack of its own: of several rounds the one with the median p50 of the score.
 
     Parameters
     ----------
     rates : transactions a second.
     seconds : how long each rate is held, after three seconds that are not counted.
     wait : let every request ask for its score (`Prefer: wait=5`), and count the answer.
+    rounds : how often the rates are gone through.
     changes : of the settings.
     """
     broker, api, metrics = free_port(), free_port(), free_port()
@@ -171,9 +176,15 @@ def measure(
         for _ in stack.start("broker", "api", "worker"):
             pass
         stack.try_out()
-        steps = [_step(stack, settings, rate, seconds, wait) for rate in rates]
+        each = [[_step(stack, settings, rate, seconds, wait) for rate in rates] for _ in range(rounds)]
     machine = {"cores": os.cpu_count(), "processor": platform.machine(), "python": platform.python_version()}
-    return {"machine": machine, "wait": wait, "steps": steps}
+    return {"machine": machine, "wait": wait, "steps": [_median(list(of_rate)) for of_rate in zip(*each, strict=True)]}
+
+
+def _median(steps: list[dict[str, Any]]) -> dict[str, Any]:
+    ordered = sorted(steps, key=lambda step: step["score"]["p50_ms"])
+    every = {name: [step["score"][name] for step in steps] for name in ("p50_ms", "p99_ms")}
+    return ordered[len(ordered) // 2] | {"score_rounds": every}
 
 
 if __name__ == "__main__":
@@ -181,5 +192,6 @@ if __name__ == "__main__":
     parser.add_argument("--rates", type=float, nargs="+", default=[100, 1000, 5000], help="transactions a second")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long each rate is held")
     parser.add_argument("--wait", action="store_true", help="every request asks for its score")
+    parser.add_argument("--rounds", type=int, default=1, help="how often the rates are gone through")
     options = parser.parse_args()
-    print(json.dumps(measure(options.rates, options.seconds, options.wait)))
+    print(json.dumps(measure(options.rates, options.seconds, options.wait, options.rounds)))
