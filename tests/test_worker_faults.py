@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from fraudlib.telemetry import WorkerMetrics
 from fraudlib.wire.kafka import OutcomeUnknownError, RefusedError
-from fraudlib.worker import publish_timeout
+from fraudlib.worker import publish_timeout, stall_check
 from fraudlib.worker.device_fallback import FallbackLoader, is_device_error, is_out_of_memory
 from fraudlib.worker.outputs import ModelError
 from fraudlib.worker.stall_check import HungError, StallCheck, StuckError
@@ -155,7 +156,10 @@ def test_a_loop_that_does_not_turn_or_end_is_ended(seconds: float, body: str, co
     assert subprocess.run([sys.executable, "-c", script], timeout=15).returncode == code
 
 
-def check(answers: bool = True, **stages: Any) -> None:
+TP = TopicPartition("transactions", 0)
+
+
+def check(answers: bool = True, assignment: Collection[TopicPartition] = (TP,), **stages: Any) -> None:
     """Watch stages that get nothing and are not at work, but for what is given, for one look."""
 
     async def answer() -> bool:
@@ -163,8 +167,7 @@ def check(answers: bool = True, **stages: Any) -> None:
 
     async def scenario() -> None:
         usual = {"lags": dict, "scoring_since": None, "last_progress": 0.0, "waits_for_messages": True}
-        tp = TopicPartition("transactions", 0)
-        consumer = SimpleNamespace(assignment=lambda: {tp}, last_poll_timestamp=lambda tp: 1e15)
+        consumer = SimpleNamespace(assignment=lambda: assignment, last_poll_timestamp=lambda tp: 1e15)
         watch: Any = StallCheck(
             0.01,
             SimpleNamespace(**{**usual, "is_assigned": True, **stages}),  # type: ignore[arg-type]
@@ -180,7 +183,7 @@ def check(answers: bool = True, **stages: Any) -> None:
     asyncio.run(scenario())
 
 
-WAITING = {TopicPartition("transactions", 0): 5}
+WAITING = {TP: 5}
 
 
 def test_a_consumer_that_gets_nothing_while_messages_wait_is_given_up() -> None:
@@ -201,6 +204,20 @@ def test_a_model_that_hangs_and_partitions_that_are_never_taken_on_are_given_up(
         check(scoring_since=time.monotonic(), is_trying=True)
     with pytest.raises(StuckError, match="taken on"):
         check(is_assigned=False)
+
+
+def test_a_worker_that_waits_for_partitions_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once in a while, and not where it has some."""
+    monkeypatch.setattr(stall_check, "TELL_SECONDS", 0.5)
+    with caplog.at_level("INFO"):
+        with pytest.raises(TimeoutError):
+            check(assignment=set())
+        assert caplog.messages == []
+        with pytest.raises(TimeoutError):
+            check(assignment=set(), is_assigned=False)
+    assert ["no partitions yet" in message for message in caplog.messages] == [True]
 
 
 def test_patience_ends_with_refusals_or_time_and_never_after_a_success(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -372,6 +372,10 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
         collect_leftovers()
         log.info("partitions assigned", extra={"partitions": sorted(starts)})
 
+    async def settled(self) -> None:
+        """Return when nothing is being published: without partitions all else that is under way is void."""
+        await self._idle.wait()
+
     def lags(self) -> dict[TopicPartition, int]:
         """Messages that wait, per assigned partition, as of the last answer of the broker."""
         lags = {}

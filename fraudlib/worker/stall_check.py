@@ -1,14 +1,19 @@
 """Watches from inside the event loop whether a worker gets on, and gives up where only a new start can help."""
 
 import asyncio
+import logging
 import time
-from typing import Any
+from typing import Any, Final
 
 from fraudlib.errors import ServiceError
 from fraudlib.telemetry import WorkerMetrics
 from fraudlib.wire.kafka import Publisher
 from fraudlib.worker.quarantine import TRIAL_SECONDS, Quarantine
 from fraudlib.worker.stages import Stages
+
+log = logging.getLogger(__name__)
+
+TELL_SECONDS: Final = 15.0
 
 
 class StuckError(ServiceError):
@@ -40,6 +45,7 @@ class StallCheck:
         self._seconds, self._stages, self._consumer = seconds, stages, consumer
         self._publisher, self._quarantine, self._metrics = publisher, quarantine, metrics
         self._taking_on_since: float | None = None
+        self._without_since, self._told_at = time.monotonic(), 0.0
 
     async def run(self) -> None:
         """Show the lag and watch, for ever.
@@ -54,9 +60,22 @@ class StallCheck:
             self._metrics.lag.clear()
             for tp, lag in lags.items():
                 self._metrics.lag.labels(str(tp.partition)).set(lag)
+            self._tell_of_waiting()
             self._check_scoring()
             await self._check_taking_on()
             await self._check_progress(lags)
+
+    def _tell_of_waiting(self) -> None:
+        now = time.monotonic()
+        if self._stages.is_assigned:
+            self._without_since, self._told_at = now, 0.0
+        elif now - max(self._without_since, self._told_at) >= TELL_SECONDS:
+            self._told_at = now
+            log.info(
+                "no partitions yet: the group lets a worker in when another's session ends, and there is none to spare "
+                "where it has as many workers as the topic has partitions",
+                extra={"seconds": round(now - self._without_since)},
+            )
 
     def _check_scoring(self) -> None:
         limit = self._seconds + TRIAL_SECONDS * self._quarantine.is_trying

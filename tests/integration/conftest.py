@@ -79,9 +79,9 @@ class Site:
         self.services.append(service)
         return service
 
-    def start_worker(self) -> Service:
+    def start_worker(self, **changes: str) -> Service:
         """Start a worker and wait until it has partitions."""
-        worker = self.start("worker")
+        worker = self.start("worker", **changes)
         until(lambda: worker.says("partitions assigned"), why=f"a worker with partitions, see {worker.log}")
         return worker
 

@@ -218,6 +218,20 @@ def test_the_door_closes_while_the_workers_lag_behind(site: Site) -> None:
     until(lambda: site.call("/transaction", TRIP)[0] == 202, 20, "202 once the worker has caught up")
 
 
+def test_a_worker_without_partitions_stops_at_once_and_well(site: Site) -> None:
+    """It has nothing to finish, however long the group would still wait for another that left without a word."""
+    site.start("broker")
+    patient = {"FRAUDLIB_SESSION_TIMEOUT_MS": "30000"}
+    site.start_worker(**patient).process.kill()
+    waiting = site.start("worker", **patient)
+    until(lambda: waiting.says("health is served"), why="a worker that waits")
+    time.sleep(1)
+    assert not waiting.says("partitions assigned")
+    started = time.monotonic()
+    assert waiting.stop() == 0
+    assert time.monotonic() - started < 6
+
+
 def test_a_stopped_worker_admits_that_the_broker_is_gone(site: Site) -> None:
     """SIGTERM ends a worker within 15 s although no broker answers, with a code that is not 0."""
     broker = site.start("broker")
