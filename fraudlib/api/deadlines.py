@@ -89,9 +89,6 @@ class _Refused:
             loop.call_at(self._waiting[0][0] + REFUSED_SECONDS / 10, self._read_again)
 
 
-_refused: Final = _Refused()
-
-
 class Protocol(HttpToolsProtocol):
     """uvicorn's protocol, with a deadline for each request's head and for an answer that nobody takes.
 
@@ -114,6 +111,8 @@ class Protocol(HttpToolsProtocol):
         self._is_idle = False
         self._step = 0.0
         self._head_read = 0
+        # Of the server, as its loop is.
+        self._refused: _Refused = vars(self.server_state).setdefault("refused", _Refused())
         self._unread = 0  # bytes to come of a body that nobody waits for
         self._stall_timer: asyncio.TimerHandle | None = None
         self._running: RequestResponseCycle | None = None
@@ -177,7 +176,7 @@ class Protocol(HttpToolsProtocol):
 
     def _pause(self) -> None:
         self.flow.pause_reading()
-        _refused.add(self)
+        self._refused.add(self)
 
     def _is_between_requests(self) -> bool:
         if self._due is None or self._head_read or self.flow.write_paused or self.transport.is_closing():
