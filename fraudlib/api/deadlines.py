@@ -7,7 +7,6 @@ afterwards: who does not wait as Retry-After asks for would otherwise have those
 
 import asyncio
 from collections import deque
-from functools import lru_cache
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -22,7 +21,7 @@ STALL_SECONDS: Final = 9.5
 REFUSED_SECONDS: Final = 0.035  # so that the next refusal is there within 50 ms of its request
 REFUSED_MOST_SECONDS: Final = 1.0  # what Retry-After asks for
 REFUSALS_A_SECOND: Final = 2000  # about 3 % of a core
-_KNOWN_BYTES: Final = 2048  # of a head that is remembered
+_MOST_DIGITS: Final = 18  # of a length
 _STARTS: Final = {b"POST %s HTTP/1.1\r\n" % path.encode(): path for path in ("/transaction", "/transactions")}
 _UNUSUAL: Final = (b"transfer-encoding", b"connection:", b"expect:", b"upgrade")  # in a head, in lower case
 
@@ -38,27 +37,19 @@ def plain_post(data: bytes) -> tuple[str, int] | None:
     >>> plain_post(b"POST /transaction HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: 2\\r\\n\\r\\n{}")
     ('/transaction', 0)
     """
+    path = next((path for start, path in _STARTS.items() if data.startswith(start)), None)
     end = data.find(b"\r\n\r\n")
-    if not 0 <= end <= _KNOWN_BYTES:
+    if path is None or end < 0:
         return None
-    path, length = _head_of_plain(data[:end])
-    to_come = length - (len(data) - end - 4)
-    return None if to_come < 0 else (path, to_come)
-
-
-@lru_cache(512)
-def _head_of_plain(head: bytes) -> tuple[str, int]:
-    """Path and length of the body that a plain head tells, -1 for any other head.
-
-    Kept, as a client's heads are few: a client that sends more than it may sends the same one over and over.
-    """
-    lower = head.lower()
-    path = next((path for start, path in _STARTS.items() if head.startswith(start)), "")
-    if not path or lower.count(b"content-length") != 1 or any(name in lower for name in _UNUSUAL):
-        return "", -1
-    _, found, rest = lower.partition(b"\r\ncontent-length:")
+    head = data[:end].lower()
+    if head.count(b"content-length") != 1 or any(name in head for name in _UNUSUAL):
+        return None
+    _, found, rest = head.partition(b"\r\ncontent-length:")
     length = rest.split(b"\r\n", 1)[0].strip(b" ")
-    return path, int(length) if found and length.isdigit() else -1
+    if not found or not length.isdigit() or len(length) > _MOST_DIGITS:
+        return None
+    to_come = int(length) - (len(data) - end - 4)
+    return None if to_come < 0 else (path, to_come)
 
 
 class _Refused:
