@@ -129,7 +129,7 @@ hashes:
 	@$(COMPILE) -o docker/requirements-wheel.txt - <<< 'setuptools>=77'
 	@$(COMPILE) --no-deps --torch-backend cpu -o docker/requirements-cpu.txt - <<< torch
 
-fuzz: $(AUDIT)  ## generated requests, messages, files and bundles, many more than in the tests; about half an hour
+fuzz: $(AUDIT)  ## generated requests, messages, files and bundles, many more than in the tests; 10 to 30 minutes
 	$(BIN)/python -m pytest tests/security -m fuzz -s $(ARGS)
 	$(BIN)/python -m pytest tests/security/test_messages.py --hypothesis-profile fuzz
 
