@@ -26,7 +26,7 @@ def parts(quick: bool) -> dict[str, Callable[[], dict[str, Any]]]:
     """Measurements by name; `quick` ones are for trying the tooling out, not for quoting."""
     if quick:
         return {
-            "throughput": lambda: throughput.measure(throughput.Plan(50_000, 300, 1)),
+            "throughput": lambda: throughput.measure(throughput.Plan(200_000, 300, 1)),
             "latency": lambda: latency.measure((100, 1000), 2.0),
             "api": lambda: api.measure(100_000),
             "overload": lambda: overload.measure(1.0, rounds=1),

@@ -56,15 +56,27 @@ class Curve:
         return self.points[-1][1]
 
     @property
+    def _first(self) -> tuple[float, int]:
+        """The last look before the first message, else the first look."""
+        return next(((at, 0) for at, count in reversed(self.points) if count <= 0), self.points[0])
+
+    @property
     def seconds(self) -> float:
-        """From the last look before the first message to the last look."""
-        before = [at for at, count in self.points if count <= 0]
-        return self.points[-1][0] - (before[-1] if before else self.points[0][0])
+        """From the last look before the first message, or the first look, to the last look."""
+        return self.points[-1][0] - self._first[0]
 
     @property
     def per_second(self) -> float:
-        """Mean rate."""
-        return self.count / self.seconds
+        """Mean rate from the first look on; what came before it is not counted.
+
+        Raises
+        ------
+        ServiceError
+            If everything had come by then.
+        """
+        if self.seconds <= 0:
+            raise ServiceError(f"{self.count:,} messages came before the first look; measure with more")
+        return (self.count - self._first[1]) / self.seconds
 
 
 async def watch(settings: Settings, topics: Sequence[str], before: int, expected: int, seconds: float) -> Curve:

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import memory, page, results
+from bench import memory, page, results, topic
 from fraudlib import bench, manifest, paths, trips
-from fraudlib.errors import BundleError
+from fraudlib.errors import BundleError, ServiceError
 from fraudlib.scoring import Scorer
 
 
@@ -86,3 +86,12 @@ def test_memory_of_a_command_is_its_peak() -> None:
     assert held["peak_mb"] >= 700
     with pytest.raises(SystemExit, match="exit code 3"):
         memory.run(sys.executable, "-c", "raise SystemExit(3)")
+
+
+def test_a_rate_leaves_out_what_came_before_the_first_look() -> None:
+    """Whoever began before somebody looked is not credited with it; where all of it had come there is no rate."""
+    assert topic.Curve([(1.0, 0), (2.0, 0), (3.0, 50), (4.0, 100)]).per_second == 50
+    assert topic.Curve([(2.0, 40), (4.0, 100)]).per_second == 30
+    assert topic.Curve([(2.0, 40), (4.0, 100)]).count == 100
+    with pytest.raises(ServiceError, match="measure with more"):
+        topic.Curve([(2.0, 100)]).per_second  # noqa: B018
