@@ -18,9 +18,9 @@ from fraudlib.api.problems import MEDIA_TYPE, Problem
 HEAD_SECONDS: Final = 9.5
 HEAD_BYTES: Final = 65_536
 STALL_SECONDS: Final = 9.5
-REFUSED_SECONDS: Final = 0.035  # so that the next refusal is there within 50 ms of its request
+REFUSED_SECONDS: Final = 0.03  # so that the next refusal is there well within 50 ms of its request
 REFUSED_MOST_SECONDS: Final = 1.0  # what Retry-After asks for
-REFUSALS_A_SECOND: Final = 2000  # about 3 % of a core
+REFUSALS_A_SECOND: Final = 2500  # 3 to 4 % of a core
 _MOST_DIGITS: Final = 18  # of a length
 _STARTS: Final = {b"POST %s HTTP/1.1\r\n" % path.encode(): path for path in ("/transaction", "/transactions")}
 _UNUSUAL: Final = (b"transfer-encoding", b"connection:", b"expect:", b"upgrade")  # in a head, in lower case
