@@ -178,7 +178,7 @@ def _share_cores(stack: Stack) -> bool:
     return True
 
 
-def measure(seconds: float = 4.0, times: float = 5.0, in_flight: int = 16, rounds: int = 5) -> dict[str, Any]:
+def measure(seconds: float = 4.0, times: float = 5.0, in_flight: int = 16, rounds: int = 9) -> dict[str, Any]:
     """Overload of single transactions and of bulk bodies, on a stack of its own without a worker.
 
     Parameters
@@ -219,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="of each phase")
     parser.add_argument("--times", type=float, default=5.0, help="the overload as a multiple of the capacity")
     parser.add_argument("--in-flight", type=int, default=16, help="single requests admitted at once")
-    parser.add_argument("--rounds", type=int, default=5, help="how often everything is measured in turn")
+    parser.add_argument("--rounds", type=int, default=9, help="how often everything is measured in turn")
     options = parser.parse_args(arguments)
     print(json.dumps(measure(options.seconds, options.times, options.in_flight, options.rounds)))
 
