@@ -148,7 +148,7 @@ OVERLOAD: Final = """
 Five times the API's capacity, due open loop over five times as many connections as requests are admitted at once;
 {apart}. Capacity is measured before and after each
 round with as many connections as are admitted. Who is not admitted gets 503 with Retry-After at once; a client that
-does not wait is not read again for 30 ms, longer where there are many, so that only a part of what is due can be sent.
+does not wait is not read again for 35 ms, longer where there are many, so that only a part of what is due can be sent.
 Shares and percentiles (p99) are medians of the rounds; times count from the moment that a request was sent.
 
 | | admitted | capacity, tx/s | sent, of it | served, of it | rounds | refused, ms | served, ms | recovery, s | else |
