@@ -225,7 +225,7 @@ def test_a_worker_without_partitions_stops_at_once_and_well(site: Site) -> None:
     site.start_worker(**patient).process.kill()
     waiting = site.start("worker", **patient)
     until(lambda: waiting.says("health is served"), why="a worker that waits")
-    time.sleep(1)
+    time.sleep(5)  # by now its poll is held up by the rebalance
     assert not waiting.says("partitions assigned")
     started = time.monotonic()
     assert waiting.stop() == 0
