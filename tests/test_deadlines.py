@@ -1,6 +1,8 @@
 """Slow clients over real sockets: each is let go in time, and none holds the shutdown up."""
 
+import contextlib
 import http.client
+import io
 import json
 import os
 import signal
@@ -251,12 +253,19 @@ def kind_of(sock: socket.socket, *parts: bytes) -> str:
     for part in parts:
         sock.sendall(part)
         time.sleep(0.02)
-    response = http.client.HTTPResponse(sock)
-    response.begin()
-    if response.status == 503:
-        assert int(response.headers["Retry-After"]) > 0
-        assert response.headers["content-type"] == "application/problem+json"
-    return str(json.loads(response.read())["type"].rpartition(":")[2])
+    # Byte by byte: the answer after this one may be there too, and is left to be read.
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        byte = sock.recv(1)
+        assert byte, "the connection was closed without an answer"
+        head += byte
+    line, rest = head.split(b"\r\n", 1)
+    headers = http.client.parse_headers(io.BytesIO(rest))
+    if line.split()[1] == b"503":
+        assert int(headers["Retry-After"]) > 0
+        assert headers["content-type"] == "application/problem+json"
+    body = sock.recv(int(headers["content-length"]), socket.MSG_WAITALL)
+    return str(json.loads(body)["type"].rpartition(":")[2])
 
 
 def test_a_transaction_that_is_not_admitted_is_refused_unparsed(
@@ -314,6 +323,76 @@ def test_who_is_refused_is_not_read_for_a_moment_only(
             # Nor is it forgotten: with room again, it gets through as anybody does.
             full.undo()
             assert kind_of(sock, WHOLE) == "invalid-transaction"
+
+
+def test_of_requests_that_come_at_once_those_without_a_place_are_refused_unparsed(
+    address: tuple[str, int], app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One place is left and two requests are read in the same turn: the one that has its place by then keeps it."""
+    gate = app.gate  # type: ignore[attr-defined]
+    unparsed, refuse, receive = [], gate.refuse, Quick.data_received
+
+    def noting(path: str, to_come: int) -> bytes | None:
+        unparsed.append(path)
+        return refuse(path, to_come)  # type: ignore[no-any-return]
+
+    def slowly(protocol: Quick, data: bytes) -> None:
+        if data == GET:
+            time.sleep(0.3)
+        receive(protocol, data)
+
+    with contextlib.ExitStack() as stack, monkeypatch.context() as nearly_full:
+        socks = [stack.enter_context(socket.create_connection(address, 3)) for _ in range(3)]
+        assert [kind_of(sock, WHOLE) for sock in socks] == ["invalid-transaction"] * 3
+        nearly_full.setattr(Quick, "data_received", slowly)
+        nearly_full.setattr(gate, "refuse", noting)
+        nearly_full.setitem(gate._in_flight, "", Settings().max_in_flight - 1)
+        socks[0].sendall(GET)
+        time.sleep(0.1)
+        for sock in socks[1:]:
+            sock.sendall(WHOLE)
+        assert sorted(map(kind_of, socks[1:])) == ["invalid-transaction", "too-many-in-flight"]
+        assert unparsed == ["/transaction"]
+        assert kind_of(socks[1], WHOLE) == "invalid-transaction"
+    assert gate._announced == {"": 0, "/transactions": 0}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel drops what has come on Linux only")
+def test_a_bulk_that_is_refused_again_is_dropped_by_the_kernel(
+    address: tuple[str, int], app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of its body is copied, and the requests after it are read from their first byte on."""
+    gate = app.gate  # type: ignore[attr-defined]
+    body = b"{}\n" * 15_000
+    bulk = WHOLE.replace(b"/transaction", b"/transactions").replace(b" 2\r\n\r\n{}", b" %d\r\n\r\n" % len(body)) + body
+    received, receive = [0], Quick.data_received
+
+    def counting(protocol: Quick, data: bytes) -> None:
+        received[0] += len(data)
+        receive(protocol, data)
+
+    with socket.create_connection(address, 3) as sock:
+        with monkeypatch.context() as full:
+            full.setitem(gate._in_flight, "/transactions", 1_000_000)
+            assert kind_of(sock, bulk) == "too-many-in-flight"
+            full.setattr(Quick, "data_received", counting)
+            assert [kind_of(sock, bulk + bulk), kind_of(sock)] == ["too-many-in-flight"] * 2
+            assert received == [0]
+        assert [kind_of(sock, WHOLE), kind_of(sock, WHOLE)] == ["invalid-transaction"] * 2
+
+
+def test_who_leaves_while_it_is_not_read_is_forgotten(
+    address: tuple[str, int], app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end is found when it is its turn to be read again, not at the deadline of an idle connection."""
+    gate = app.gate  # type: ignore[attr-defined]
+    with monkeypatch.context() as full, socket.create_connection(address, 3) as sock:
+        full.setitem(gate._in_flight, "", 1_000_000)
+        assert kind_of(sock, WHOLE) == "too-many-in-flight"
+        started = time.monotonic()
+        sock.shutdown(socket.SHUT_WR)
+        assert sock.recv(100) == b""
+        assert time.monotonic() - started < Quick.head_seconds / 2
 
 
 @pytest.mark.parametrize(

@@ -60,13 +60,25 @@ class Gate:
         self._direct, self._access = direct or {}, access or Access(settings)
         self._clocks: dict[tuple[str, str, int], Any] = {}
         self._in_flight = {"": 0, "/transactions": 0}
+        self._announced = {"": 0, "/transactions": 0}
         self._refusal = _as_bytes(_too_many().response())
 
     @property
     def is_full(self) -> bool:
         """Whether there is a route that no more requests are admitted to."""
-        of, settings = self._in_flight, self._settings
-        return of[""] >= settings.max_in_flight or of["/transactions"] >= settings.max_bulk_in_flight
+        of, coming, settings = self._in_flight, self._announced, self._settings
+        return (
+            of[""] + coming[""] >= settings.max_in_flight
+            or of["/transactions"] + coming["/transactions"] >= settings.max_bulk_in_flight
+        )
+
+    def announce(self, method: str, path: str) -> None:
+        """Count a request that the server has read and is about to hand over, which it does with CYCLE in its scope.
+
+        Of many that come at once, those that are too many are then refused before they are parsed.
+        """
+        if method == "POST":
+            self._announced[_room(path)] += 1
 
     def refuse(self, path: str, to_come: int) -> bytes | None:
         """The whole answer to a POST of transactions that is not admitted, which is counted; None where it may be.
@@ -76,7 +88,7 @@ class Gate:
         to_come : bytes of its body; where these alone are too many the refusal is another.
         """
         room, most, limit = self._limits(path)
-        if self._in_flight[room] < most or to_come > limit:
+        if self._in_flight[room] + self._announced[room] < most or to_come > limit:
             return None
         self._clock(path, "POST", 503).observe(0.0)
         return self._refusal
@@ -84,9 +96,9 @@ class Gate:
     def _limits(self, path: str) -> tuple[str, int, int]:
         """What a route's requests are counted under, how many may be under way, and how long their bodies may be."""
         s = self._settings
-        if path == "/transactions":
-            return path, s.max_bulk_in_flight, s.max_batch_body_bytes
-        return "", s.max_in_flight, s.max_body_bytes
+        if room := _room(path):
+            return room, s.max_bulk_in_flight, s.max_batch_body_bytes
+        return room, s.max_in_flight, s.max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -95,6 +107,8 @@ class Gate:
         started, status = time.perf_counter(), 500
         # Taken out, as the cycle holds the scope.
         cycle = scope.pop(CYCLE, None)
+        if cycle is not None and scope["method"] == "POST":
+            self._announced[_room(scope["path"])] -= 1
         try:
             if problem := self._access.refusal(scope):
                 status = await _reply(problem.response(), cycle, scope, receive, send)
@@ -136,6 +150,11 @@ class Gate:
         finally:
             self._in_flight[room] -= 1
             self._metrics.in_flight.dec()
+
+
+def _room(path: str) -> str:
+    """What a route's requests are counted under."""
+    return path if path == "/transactions" else ""
 
 
 async def _answer(endpoint: Endpoint, scope: Scope, cycle: Cycle, receive: Receive, send: Send, limit: int) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.overload import BulkDoor, Door, Phase, recovery_s
+from bench.overload import BulkDoor, Door, Phase, recovery_s, share_of
 from fraudlib.demo.stack import Stack, free_port
 from fraudlib.settings import Settings
 
@@ -42,3 +42,13 @@ def test_a_recovery_that_does_not_come_is_infinite() -> None:
     assert recovery_s(dataclasses.replace(phase, status=np.array([202, 202, 503]))) == math.inf
     assert recovery_s(dataclasses.replace(phase, status=np.array([202, 202, 202]))) == 0.0
     assert phase.p99_ms(503) == pytest.approx(10.0)
+
+
+def test_the_share_served_is_that_of_all_rounds_with_an_interval() -> None:
+    """The measure itself: a slow round weighs as much as it lasted, an answer after the last request does not count."""
+    share, low, high = share_of(np.array([100.0, 45.0, 90.0, 55.0]), np.array([100.0, 50.0, 100.0, 50.0]))
+    assert share == pytest.approx(290 / 300)
+    assert low < share < high
+    assert share_of(np.full(9, 95.0), np.full(9, 100.0)) == pytest.approx((0.95, 0.95, 0.95))
+    phase = Phase(np.array([0.0, 1.0, 2.0]), np.array([0.5, 0.5, 0.5]), np.array([202, 202, 202]), 2.0)
+    assert phase.served_a_second == 1.0
