@@ -148,10 +148,11 @@ OVERLOAD: Final = """
 Five times the API's capacity, due open loop over five times as many connections as requests are admitted at once;
 {apart}. Capacity is measured before and after each
 round with as many connections as are admitted. Who is not admitted gets 503 with Retry-After at once; a client that
-does not wait is not read again for 35 ms, longer where there are many, so that only a part of what is due can be sent.
-Shares and percentiles (p99) are medians of the rounds; times count from the moment that a request was sent.
+does not wait is not read again for 10 ms, longer where there are many, so that only a part of what is due can be sent.
+The share that is served is that of {rounds} rounds together, with its 95 % interval; percentiles (p99) are medians of
+the rounds, and times count from the moment that a request was sent.
 
-| | admitted | capacity, tx/s | sent, of it | served, of it | rounds | refused, ms | served, ms | recovery, s | else |
+| | admitted | capacity, tx/s | sent, of it | served, of it | interval | refused, ms | served, ms | recovery, s | else |
 |---|---|---|---|---|---|---|---|---|---|
 """
 
@@ -159,15 +160,16 @@ Shares and percentiles (p99) are medians of the rounds; times count from the mom
 def _overload(found: dict[str, Any]) -> str:
     own = found["api_has_its_own_core"]
     text = OVERLOAD.format(
-        apart="the API has a core to itself, broker and load share the other" if own else "all share the same cores"
+        apart="the API has a core to itself, broker and load share the other" if own else "all share the same cores",
+        rounds=found["doors"]["single"]["rounds"],
     )
     names = {"single": "`POST /transaction`", "bulk": f"`POST /transactions`, {found['items_of_a_body']} records each"}
     for name, door in found["doors"].items():
-        rounds = ", ".join(f"{share:.2f}" for share in door["served_of_each_round"])
+        low, high = door["served_interval"]
         cells = (
             f"{door['admitted']} | {door['capacity_a_second']:,} | {door['sent_times']:.2f} | "
-            f"{door['served_of_capacity']:.2f} | {rounds} | {door['refused_p99_ms']:g} | {door['served_p99_ms']:g} | "
-            f"{door['recovery_s']:g} | {door['other_answers']}"
+            f"{door['served_of_capacity']:.2f} | {low:.2f} to {high:.2f} | {door['refused_p99_ms']:g} | "
+            f"{door['served_p99_ms']:g} | {door['recovery_s']:g} | {door['other_answers']}"
         )
         text += f"| {names[name]} | {cells} |\n"
     return text
