@@ -125,7 +125,7 @@ hashes:
 	$(COMPILE) --extra worker $$skip -o docker/requirements-worker.txt pyproject.toml; \
 	$(COMPILE) --extra model --extra pipelines $$skip -o docker/requirements-pipelines.txt pyproject.toml; \
 	$(COMPILE) -o docker/requirements-cuda.txt - <<< torch
-	@$(COMPILE) -o docker/requirements-pip.txt - <<< pip==25.3
+	@$(COMPILE) -o docker/requirements-pip.txt - <<< pip==26.3
 	@$(COMPILE) -o docker/requirements-wheel.txt - <<< 'setuptools>=77'
 	@$(COMPILE) --no-deps --torch-backend cpu -o docker/requirements-cpu.txt - <<< torch
 

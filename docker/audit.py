@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-PARTS = ("api", "worker", "pipelines", "cuda")
+PARTS = ("api", "worker", "pipelines", "cuda", "pip", "wheel")
 ACCEPTED = HERE / "audit-accepted.txt"
 WAYS_OUT = (
     'which says nothing about them; ask another database with make audit ARGS="--vulnerability-service osv" (a mirror '
