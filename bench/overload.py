@@ -1,8 +1,8 @@
 """More than the API can take: how much of its capacity is still served, and how soon the rest is told no.
 
 `python -m bench.overload` prints one JSON object. Capacity is measured with as many requests under way as are admitted,
-so that nothing is refused; then a multiple of it is offered, open loop, and now and then a part. Rounds are short, as a
-shared machine's speed changes within seconds. The load would be other machines': where there are two cores or more, the
+so that nothing is refused; then a multiple of it is offered, open loop, and now and then a part. Rounds are of
+seconds, as a shared machine's speed changes, and in the first tenths of one the batches to the broker still grow. The load would be other machines': where there are two cores or more, the
 API has one to itself, and broker and load share the others.
 """
 
@@ -33,7 +33,7 @@ from fraudlib.settings import Settings
 TRIP: Final = b'{"trip_distance": 2.5, "fare_amount": 12.5, "duration_minutes": 15}'
 TAKEN, REFUSED = 202, 503
 ITEMS: Final = 500  # of one POST /transactions
-CALM_EVERY: Final = 10  # rounds
+CALM_EVERY: Final = 4  # rounds
 ENDLESS: Final = 1e6  # requests a second: the next one is due as soon as a connection is free
 
 
@@ -197,7 +197,7 @@ def _share_cores(stack: Stack) -> bool:
     return True
 
 
-def measure(seconds: float = 0.8, times: float = 5.0, in_flight: int = 16, rounds: int = 80) -> dict[str, Any]:
+def measure(seconds: float = 4.0, times: float = 5.0, in_flight: int = 16, rounds: int = 16) -> dict[str, Any]:
     """Overload of single transactions and of bulk bodies, on a stack of its own without a worker.
 
     Parameters
@@ -235,10 +235,10 @@ def measure(seconds: float = 0.8, times: float = 5.0, in_flight: int = 16, round
 def main(arguments: Sequence[str] | None = None) -> None:
     """Start broker and API, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=0.8, help="of each phase")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each phase")
     parser.add_argument("--times", type=float, default=5.0, help="the overload as a multiple of the capacity")
     parser.add_argument("--in-flight", type=int, default=16, help="single requests admitted at once")
-    parser.add_argument("--rounds", type=int, default=80, help="how often everything is measured in turn")
+    parser.add_argument("--rounds", type=int, default=16, help="how often everything is measured in turn")
     options = parser.parse_args(arguments)
     print(json.dumps(measure(options.seconds, options.times, options.in_flight, options.rounds)))
 

@@ -25,7 +25,7 @@ REFUSED_SECONDS: Final = 0.010
 REFUSED_SLACK: Final = 0.002  # who is due within it is read with the others: a timer for each would cost as much again
 REFUSED_MOST_SECONDS: Final = 1.0  # what Retry-After asks for
 REFUSALS_A_SECOND: Final = 1550  # 3 to 6 % of a core; 64 connections have theirs within 45 ms
-REFUSED_BYTES_A_SECOND: Final = 80e6  # of bodies
+REFUSED_BYTES_A_SECOND: Final = 100e6  # of bodies
 PEEK_BYTES: Final = 4096  # of a refused connection's next request, enough for a head
 _DISCARDED: Final = bytearray(262_144)  # never written to: the kernel only wants to know that there is room
 _CAN_DISCARD: Final = sys.platform == "linux"
