@@ -1,9 +1,9 @@
 """More than the API can take: how much of its capacity is still served, and how soon the rest is told no.
 
 `python -m bench.overload` prints one JSON object. Capacity is measured with as many requests under way as are admitted,
-so that nothing is refused; then a multiple of it is offered, open loop, and now and then a part. Rounds are of
-seconds, as a shared machine's speed changes, and in the first tenths of one the batches to the broker still grow. The load would be other machines': where there are two cores or more, the
-API has one to itself, and broker and load share the others.
+so that nothing is refused; then a multiple of it is offered, open loop, and now and then a part. Rounds are of seconds:
+a shared machine's speed changes, and in the first tenths of a round the batches to the broker still grow. The load would
+be other machines': where there are two cores or more, the API has one to itself, and broker and load share the others.
 """
 
 import argparse
