@@ -2,8 +2,8 @@
 
 `python -m bench.overload` prints one JSON object. Capacity is measured with as many requests under way as are admitted,
 so that nothing is refused; then a multiple of it is offered, open loop, and now and then a part. Rounds are of seconds:
-a shared machine's speed changes, and in the first tenths of a round the batches to the broker still grow. The load would
-be other machines': where there are two cores or more, the API has one to itself, and broker and load share the others.
+a shared machine's speed changes, and in the first tenths of a round the batches to the broker still grow. The load
+would be other machines': where there are two cores or more, the API has one to itself, broker and load the others.
 """
 
 import argparse
