@@ -386,6 +386,25 @@ def test_a_bulk_that_is_refused_again_is_dropped_by_the_kernel(
         assert [kind_of(sock, WHOLE), kind_of(sock, WHOLE)] == ["invalid-transaction"] * 2
 
 
+def test_a_large_body_that_is_announced_holds_no_others_up(
+    address: tuple[str, int], app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heads alone, of the longest bodies that are allowed, do not push other refused clients back for a second."""
+    gate = app.gate  # type: ignore[attr-defined]
+    length = b"Content-Length: %d\r\n\r\n" % Settings().max_batch_body_bytes
+    head = WHOLE.replace(b"/transaction", b"/transactions").replace(b"Content-Length: 2\r\n\r\n{}", length)
+    with contextlib.ExitStack() as stack, monkeypatch.context() as full:
+        socks = [stack.enter_context(socket.create_connection(address, 3)) for _ in range(9)]
+        for room in ("", "/transactions"):
+            full.setitem(gate._in_flight, room, 1_000_000)
+        for sock in socks[1:]:
+            assert kind_of(sock, head) == "too-many-in-flight"
+        assert kind_of(socks[0], WHOLE) == "too-many-in-flight"
+        started = time.monotonic()
+        assert kind_of(socks[0], WHOLE) == "too-many-in-flight"
+        assert time.monotonic() - started < 0.3
+
+
 def test_who_leaves_while_it_is_not_read_is_forgotten(
     address: tuple[str, int], app: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,7 @@ REFUSED_SLACK: Final = 0.002  # who is due within it is read with the others: a 
 REFUSED_MOST_SECONDS: Final = 1.0  # what Retry-After asks for
 REFUSALS_A_SECOND: Final = 1550  # 3 to 6 % of a core; 64 connections have theirs within 45 ms
 REFUSED_BYTES_A_SECOND: Final = 100e6  # of bodies
+REFUSED_BYTES_MOST: Final = 262_144  # that count of one: a head alone may announce many more, and all wait in one line
 PEEK_BYTES: Final = 4096  # of a refused connection's next request, enough for a head
 _DISCARDED: Final = bytearray(262_144)  # never written to: the kernel only wants to know that there is room
 _CAN_DISCARD: Final = sys.platform == "linux"
@@ -111,7 +112,7 @@ class _Refused:
         size : bytes of the refused body that were still to come.
         """
         now = protocol.loop.time()
-        turn = self._latest + 1 / REFUSALS_A_SECOND + size / REFUSED_BYTES_A_SECOND
+        turn = self._latest + 1 / REFUSALS_A_SECOND + min(size, REFUSED_BYTES_MOST) / REFUSED_BYTES_A_SECOND
         self._latest = max(now + REFUSED_SECONDS, turn)
         self._latest = min(self._latest, now + REFUSED_MOST_SECONDS)
         self._waiting.append((self._latest, protocol))
