@@ -66,7 +66,7 @@ def one_size(
     fitted = calibration.fit(raw.logit, raw.surprise, READINGS)
     threshold = evaluation.choose_threshold(fitted.score(raw.logit, raw.surprise), 0.01)
     scorer = scoring.Scorer(f"width {width}", model, usual, fitted, threshold)
-    honest, x = scorer.score(data["test"]).anomaly_score, features.build(data["test"], usual)
+    honest, x = scorer.score(data["test"]).anomaly_score, features.by_feature(data["test"], usual)
     found = {}
     for name, kinds, seed in (("listed", training.TAUGHT, PLANT_SEED), ("unlisted", frauds.UNLISTED, PLANT_SEED + 100)):
         planted = trials.plant(data["test"], 0.05, 2, seed, kinds)
@@ -81,7 +81,7 @@ def one_size(
         "recall_at_1_percent": found["listed"]["recall_at_fpr"]["0.01"],
         "recall_at_1_percent_unlisted": found["unlisted"]["recall_at_fpr"]["0.01"],
         "microseconds_a_row": round(fastest(lambda: scorer.score(data["test"]), n), 3),
-        "microseconds_a_row_model_alone": round(fastest(lambda: scoring.raw_scores(model, x), n), 3),
+        "microseconds_a_row_model_alone": round(fastest(lambda: scorer.raw(x), n), 3),
         "training_seconds": round(seconds, 1),
     }
 

@@ -179,16 +179,17 @@ def measure(folder: Path, device: str, sizes: Sequence[int] = SIZES) -> dict[str
     table: list[dict[str, Any]] = []
     for rows in sizes:
         columns = load_trips(scorer, rows)
-        x = features.build(columns, scorer.statistics)
+        build = partial(features.by_feature, columns, scorer.statistics)
+        x = build()
         row = {
             "rows": rows,
-            "features": rows_per_second(rows, partial(features.build, columns, scorer.statistics), torch.device("cpu")),
-            "model": rows_per_second(rows, partial(raw_scores, scorer.model, x, scorer.device), scorer.device),
+            "features": rows_per_second(rows, build, torch.device("cpu")),
+            "model": rows_per_second(rows, partial(scorer.raw, x), scorer.device),
             "score": rows_per_second(rows, partial(scorer.score, columns), scorer.device),
             "flagged_share": float(np.mean(scorer.score(columns).is_flagged)),
         }
         if scorer.device.type == "cuda":
-            row |= _graphed(scorer, x)
+            row |= _graphed(scorer, np.ascontiguousarray(x.T))
         table.append(row)
     name = torch.cuda.get_device_name(scorer.device) if scorer.device.type == "cuda" else platform.processor() or "cpu"
     return {"device": str(scorer.device), "name": name, "threads": torch.get_num_threads(), "table": table}

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fraudlib.errors import SchemaError
 
 Array = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
 
 # Rarity is -log10 of the share of honest trips at least as extreme: 2 is one in a hundred, 3 one in a thousand.
 _LEVELS: Final = np.concatenate([np.linspace(0.0, 0.9, 10), np.linspace(1.0, 3.5, 26)])
@@ -31,7 +32,7 @@ class Rarity:
     levels: Array
     slope: float
 
-    def __call__(self, raw: Array) -> Array:
+    def __call__(self, raw: Floats) -> Array:
         """Rarity of raw values of any shape, >= 0, strictly increasing beyond the first knot."""
         return _continued(np.interp(raw, self.knots, self.levels), raw, self.knots[0], self.knots[-1], self.slope)
 
@@ -64,13 +65,13 @@ class Rarity:
         return cls(knots, levels, slope)
 
 
-def _continued(inside: Array, raw: Array, first: Array, last: Array, slope: Array | float) -> Array:
+def _continued(inside: Array, raw: Floats, first: Array, last: Array, slope: Array | float) -> Array:
     """Rarity beyond the first and the last knot, from what interpolation gives between them."""
     over, below = np.log1p(np.maximum(raw - last, 0.0)), np.minimum(raw - first, 0.0)
     return np.asarray(inside + slope * over + 1e-3 * np.tanh(below / 10), dtype=np.float64)
 
 
-def fit_rarity(raw: Array) -> Rarity:
+def fit_rarity(raw: Floats) -> Rarity:
     """Rarity of a raw value among honest trips.
 
     Parameters
@@ -135,16 +136,16 @@ class Calibration:
         """Surprise of each reading beyond which the backstop speaks up, (R,)."""
         return np.array([rarity.raw_at(BACKSTOP) for rarity in self._rarities])
 
-    def rarities(self, surprise: Array) -> Array:
+    def rarities(self, surprise: Floats) -> Array:
         """Rarity of each reading's surprise; (n, R) to (n, R)."""
         inside = [np.interp(raw, r.knots, r.levels) for raw, r in zip(surprise.T, self._rarities, strict=True)]
         return _continued(np.array(inside).T, surprise, *self._ends)
 
-    def by_head(self, logit: Array) -> Array:
+    def by_head(self, logit: Floats) -> Array:
         """Rarity of the head's logits (n, 2): of the first, or of the second where that is far beyond it; (n,)."""
         return np.maximum(self.known(logit[:, 0]), _eased(self.anything(logit[:, 1]) - ANYTHING))
 
-    def score(self, logit: Array, surprise: Array) -> Array:
+    def score(self, logit: Floats, surprise: Floats) -> Array:
         """Anomaly score, (n,): the head's rarity, or the most surprising reading's where that is far beyond it."""
         score = self.by_head(logit)
         odd = np.flatnonzero((surprise > self._backstop_at).any(axis=1))
@@ -171,13 +172,13 @@ class Calibration:
 
 
 def fit(
-    logit: Array, surprise: Array, readings: tuple[str, ...], repeated: NDArray[np.bool_] | None = None
+    logit: Floats, surprise: Floats, readings: tuple[str, ...], repeated: NDArray[np.bool_] | None = None
 ) -> Calibration:
     """Calibration from honest validation trips.
 
     Parameters
     ----------
-    logit : array of shape (n, 2), float64. surprise : array of shape (n, R), float64.
+    logit : array of shape (n, 2). surprise : array of shape (n, R).
     readings : names of the R readings.
     repeated : (n,), which trips repeat an earlier one (`repeats.find`).
     """

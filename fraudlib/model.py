@@ -150,8 +150,8 @@ class MaskedAutoencoder(nn.Module):
         kept = self._side_by_side
         if kept is not None and kept.weight.device == self.mean.device:
             return kept
-        visible = torch.cat([1.0 - ((self.view_hides @ self.hidden_by) > 0).float(), 1.0 - self.view_hides], dim=1)
-        weight = self.inputs.weight * visible[:, None]  # (V, W, F + fields)
+        hidden = torch.cat([self.view_hides @ self.hidden_by, self.view_hides], dim=1) > 0  # (V, F + fields)
+        weight = self.inputs.weight * hidden.logical_not()[:, None]  # (V, W, F + fields)
         width = self.encoder.in_features
         rows = [(v, *self._outputs(field)) for v, field in _READ]
         # Locations of all amounts, then their log spreads, then the classes of the codes.
@@ -164,10 +164,12 @@ class MaskedAutoencoder(nn.Module):
             at += len(b)
         target = [AMOUNT_FIELDS.index(field) for _, field in _READ[:AMOUNT_READINGS]]
         made = SideBySide(
-            torch.cat([weight.reshape(-1, visible.shape[1]).T, self.inputs.bias.repeat(len(VIEWS))[None]]).detach(),
+            torch.cat([weight.reshape(-1, hidden.shape[1]).T, self.inputs.bias.repeat(len(VIEWS))[None]]).detach(),
             out_weight.detach(),
             torch.cat([b for _, _, b in order]).detach(),
             torch.tensor(target, device=self.mean.device),
+            hidden,
+            tuple(v for v, _, b in order for _ in b),
         )
         if not self.training:
             self._side_by_side = made
@@ -245,12 +247,16 @@ class SideBySide:
     weight : of the first layer, what a view hides zeroed, the bias as its last row, (F + fields + 1, V W).
     out_weight, out_bias : of the readings' outputs on all views' last layers, (V W, outputs) and (outputs,).
     target : the feature that each amount reading predicts, (A,).
+    hidden : what each view hides of the features and of what says whether fields are there, (V, F + fields), bool.
+    out_views : the view that each output reads, (outputs,).
     """
 
     weight: Tensor
     out_weight: Tensor
     out_bias: Tensor
     target: Tensor
+    hidden: Tensor
+    out_views: tuple[int, ...]
 
 
 @dataclass(frozen=True)

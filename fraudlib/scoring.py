@@ -14,16 +14,17 @@ from fraudlib import features
 from fraudlib.calibration import Calibration
 from fraudlib.errors import ServiceError
 from fraudlib.features import CODE_FIELDS, DISTANCE_FLOOR, DURATION_FLOOR
-from fraudlib.forward import MOST_ROWS, Forward
+from fraudlib.forward import Forward
 from fraudlib.model import N_LOGITS, PREDICTED, READING_FIELDS, READINGS, FraudModel
 from fraudlib.repeats import WINDOW_MINUTES
 from fraudlib.statistics import Statistics, duration_minutes
 
 Array = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
 Columns = Mapping[str, NDArray[np.generic]]
 Reason = dict[str, Any]
 
-CHUNK = 768  # rows per pass on a CPU: the first layer of all views stays in its cache
+CHUNK = 512  # rows per pass on a CPU: the first layer of all views stays in its cache
 CHUNK_CUDA = 65_536
 QUICK_ROWS = 16
 MAX_REASONS = 3
@@ -34,7 +35,7 @@ MIN_RARITY = 1.0  # a field that one honest trip in ten surpasses is no reason
 
 @dataclass(frozen=True)
 class Raw:
-    """What the model says before calibration.
+    """What the model says before calibration; float32 or float64.
 
     Attributes
     ----------
@@ -43,10 +44,10 @@ class Raw:
     surprise, expected : (n, R), in the order of model.READINGS.
     """
 
-    logit: Array
-    blame: Array
-    surprise: Array
-    expected: Array
+    logit: Floats
+    blame: Floats
+    surprise: Floats
+    expected: Floats
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def raw_scores(model: FraudModel, x: NDArray[np.float32], device: torch.device |
     return _raw(join(logits), join(surprises), join(expected))
 
 
-def _raw(out: Array, surprise: Array, expected: Array) -> Raw:
+def _raw(out: Floats, surprise: Floats, expected: Floats) -> Raw:
     return Raw(out[:, :N_LOGITS], out[:, N_LOGITS:], surprise, expected)
 
 
@@ -153,17 +154,22 @@ class Scorer:
 
     def score(self, columns: Columns) -> Scores:
         """Score every row of the columns, shape (n,) each; missing columns are missing fields."""
-        x = features.build(columns, self.statistics)
-        raw = self._raw_scores(x)
+        x = features.by_feature(columns, self.statistics)
+        raw = self.raw(x)
         score = self.calibration.score(raw.logit, raw.surprise)
         flagged = score > self.threshold
         rows = np.flatnonzero(flagged)
-        return Scores(score, flagged, self._reasons(columns, x, raw, rows) if len(rows) else {})
+        return Scores(score, flagged, self._reasons(columns, x[:, rows].T, raw, rows) if len(rows) else {})
 
-    def _raw_scores(self, x: NDArray[np.float32]) -> Raw:
-        if self._forward is None or not 0 < len(x) <= MOST_ROWS:
-            return raw_scores(self.model, x, self.device)
-        return _raw(*(part.astype(np.float64) for part in self._forward(x)))
+    def raw(self, x: NDArray[np.float32]) -> Raw:
+        """What the model says of features (F, n), from `features.by_feature`; on a CPU in float32."""
+        n = x.shape[1]
+        if self._forward is None or not n:
+            return raw_scores(self.model, np.ascontiguousarray(x.T), self.device)
+        if n <= CHUNK:
+            return _raw(*(part.T for part in self._forward(x)))
+        parts = [self._forward(x[:, start : start + CHUNK]) for start in range(0, n, CHUNK)]
+        return _raw(*(np.concatenate(each, axis=1).T for each in zip(*parts, strict=True)))
 
     def with_repeats(self, scores: Scores, minutes: Array) -> Scores:
         """The same scores, with trips that repeat an earlier one at least as high as such a trip is rare.
@@ -201,10 +207,12 @@ class Scorer:
     def _reasons(
         self, columns: Columns, x: NDArray[np.float32], raw: Raw, rows: NDArray[np.intp]
     ) -> dict[int, list[Reason]]:
+        """Reasons of some rows, given their features (k, F)."""
         part = features.take(columns, rows)
-        rarity, expected_as = _strongest(self.calibration.rarities(raw.surprise[rows]), raw.expected[rows])
+        rarities = self.calibration.rarities(raw.surprise[rows])
+        rarity, expected_as = _strongest(rarities, raw.expected[rows].astype(np.float64))
         observed = _observed(part, len(rows))
-        expected = _expected(expected_as, observed, x[rows], features.usd_per_mile(part, self.statistics))
+        expected = _expected(expected_as, observed, x, features.usd_per_mile(part, self.statistics))
         seen, usual = np.stack(observed, axis=1), np.stack(expected, axis=1)
         # A field that is as expected explains nothing, so it comes last, however much the head blames it.
         as_expected = np.abs(seen - usual) < np.maximum(0.02 * np.abs(seen), 0.05)

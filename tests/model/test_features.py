@@ -27,6 +27,15 @@ def test_features_are_row_local(room):
     np.testing.assert_array_equal(alone, together[rows])
 
 
+def test_layouts_hold_the_same(room):
+    """Row by row and feature by feature the values are the same, each in one piece of memory."""
+    rows, columns = features.build(room.valid, room.statistics), features.by_feature(room.valid, room.statistics)
+    np.testing.assert_array_equal(rows, columns.T)
+    assert rows.flags.c_contiguous
+    assert columns.flags.c_contiguous
+    assert rows.dtype == columns.dtype == np.float32
+
+
 def test_three_fields_are_enough(room):
     """Distance, fare and duration alone give the features made of them; all others are missing."""
     columns = {"trip_distance": np.array([2.5]), "fare_amount": np.array([12.5]), "duration_minutes": np.array([15.0])}

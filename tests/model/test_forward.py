@@ -1,22 +1,22 @@
-"""The pass over a small batch: the model's own results, on complete and on sparse records."""
+"""The pass on a CPU: the model's own results, on complete and on sparse records."""
 
 import numpy as np
 import pytest
 import torch
 
 from fraudlib import features
-from fraudlib.forward import MOST_ROWS, Forward
-from fraudlib.model import FraudModel, ModelConfig
-from fraudlib.scoring import raw_scores
+from fraudlib.forward import Forward
+from fraudlib.model import READINGS, FraudModel, ModelConfig
+from fraudlib.scoring import CHUNK, raw_scores
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.3])
-@pytest.mark.parametrize("rows", [1, 7, MOST_ROWS])
+@pytest.mark.parametrize("rows", [1, 7, 300])
 def test_agrees_with_the_model(room, rows, missing):
     """Logits, surprises and expectations are the model's, whatever the batch's size and whatever is missing."""
     x = features.build(features.take(room.valid, slice(100, 100 + rows)), room.statistics)
     x[np.random.default_rng(rows).random(x.shape) < missing] = np.nan
-    logit, surprise, expected = Forward(room.model)(x)
+    logit, surprise, expected = (part.T for part in Forward(room.model)(x.T))
     raw = raw_scores(room.model, x)
     np.testing.assert_allclose(logit, np.concatenate([raw.logit, raw.blame], axis=1), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(surprise, raw.surprise, rtol=1e-4, atol=1e-4)
@@ -28,16 +28,32 @@ def test_follows_the_sizes_of_the_model(room):
     torch.manual_seed(3)
     model = FraudModel(ModelConfig(width=20, latent_dim=7, head_width=16, head_depth=3)).eval()
     x = features.build(features.take(room.valid, slice(0, 20)), room.statistics)
-    logit, surprise, _ = Forward(model)(x)
+    logit, surprise, _ = (part.T for part in Forward(model)(x.T))
     raw = raw_scores(model, x)
     np.testing.assert_allclose(logit[:, :2], raw.logit, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(surprise, raw.surprise, rtol=1e-4, atol=1e-4)
 
 
-def test_scores_do_not_jump_where_the_pass_changes(room):
-    """A trip scores the same in the largest small batch and in the smallest large one."""
-    scores = [
-        room.scorer.score(features.take(room.valid, slice(0, n))).anomaly_score[:MOST_ROWS]
-        for n in (MOST_ROWS, MOST_ROWS + 1)
-    ]
-    np.testing.assert_allclose(*scores, atol=1e-5)
+def test_a_hidden_field_tells_nothing_of_itself(room):
+    """What a view hides is out of its sums: the fare changes nothing where every view that is read hides it."""
+    x = features.build(features.take(room.valid, slice(0, 50)), room.statistics)
+    other = x.copy()
+    other[:, features.hides("fare_amount")] += 3.0
+    run = Forward(room.model)
+    first, second = (run(part.T)[2] for part in (x, other))
+    of_fare = [r for r, name in enumerate(READINGS) if name.startswith("fare_amount/")]
+    assert len(of_fare) == 3
+    np.testing.assert_allclose(second[of_fare], first[of_fare], rtol=1e-4, atol=1e-4)
+    assert np.abs(second - first).max() > 0.1
+
+
+@pytest.mark.parametrize("rows", [0, 1, CHUNK, CHUNK + 1, 2 * CHUNK + 5])
+def test_scores_are_the_same_in_any_batch(room, rows):
+    """A trip scores the same alone, in one pass and across passes, and a batch may be empty."""
+    some = features.take(room.valid, slice(0, rows))
+    x = features.by_feature(some, room.statistics)
+    found, alone = room.scorer.raw(x), raw_scores(room.model, x.T)
+    for name in ("logit", "blame", "surprise", "expected"):
+        assert getattr(found, name).shape == getattr(alone, name).shape
+        np.testing.assert_allclose(getattr(found, name), getattr(alone, name), rtol=1e-4, atol=1e-4)
+    assert room.scorer.score(some).anomaly_score.shape == (rows,)
