@@ -36,7 +36,7 @@ STRIP := $(BIN)/nbstripout --keep-output --keep-count --extra-keys \
 
 UV ?= $(BIN)/uv
 COMPILE = $(UV) pip compile -q --no-annotate --custom-compile-command "make lock" --generate-hashes \
-	--python-version 3.11.14 --python-platform x86_64-manylinux_2_28 -c constraints.txt
+	--python-version 3.11.17 --python-platform x86_64-manylinux_2_28 -c constraints.txt
 
 export JUPYTER_PREFER_ENV_PATH := 1
 
