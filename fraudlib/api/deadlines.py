@@ -187,8 +187,10 @@ class Protocol(HttpToolsProtocol):
             self._expect_next()
             if not (data := data[unread:]):
                 return
-        if self._is_refused(data):
-            return
+        if not self._is_refused(data):
+            self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
         if self._is_idle:
             self._is_idle = False
             self._due = self._answered + self.head_seconds
@@ -232,7 +234,7 @@ class Protocol(HttpToolsProtocol):
             return
         self.flow.resume_reading()
         if data:
-            self.data_received(data)
+            self._parse(data)
 
     def _discard_unread(self) -> None:
         if self._fd is not None:
