@@ -22,7 +22,7 @@ from fraudlib import features, paths
 from fraudlib.calibration import Calibration
 from fraudlib.errors import BundleError
 from fraudlib.model import FraudModel, ModelConfig
-from fraudlib.scoring import Scorer, raw_scores
+from fraudlib.scoring import Scorer, limit_threads, raw_scores
 from fraudlib.statistics import Statistics
 
 Columns = dict[str, NDArray[Any]]
@@ -218,8 +218,8 @@ def agreement(folder: Path, device: str, rows: int = 20_000) -> dict[str, Any]:
 
 def report(folder: Path, threads: int, sizes: Sequence[int] = SIZES) -> dict[str, Any]:
     """Everything that the devices of this machine allow."""
-    torch.set_num_threads(threads)
     out: dict[str, Any] = {
+        "numpy_threads_are_limited": limit_threads(threads),
         "bundle_id": folder.name,
         "torch": torch.__version__,
         "cores": os.cpu_count(),
@@ -236,7 +236,7 @@ def main() -> None:
     """Parse the command line, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path, nargs="?", help="folder of a bundle; the current one by default")
-    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch on the CPU")
+    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch and numpy on the CPU")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="rows in a batch")
     options = parser.parse_args()
     artifacts = paths.root() / "artifacts"

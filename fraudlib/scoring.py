@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from fraudlib import features
 from fraudlib.calibration import Calibration
@@ -81,6 +80,20 @@ def pick_device(device: str) -> torch.device:
     return torch.device(device)
 
 
+def limit_threads(threads: int) -> bool:
+    """Let PyTorch and numpy use so many threads; False where numpy's stay as many as they were.
+
+    A machine that has little more than PyTorch and numpy can set them by OPENBLAS_NUM_THREADS.
+    """
+    torch.set_num_threads(threads)
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        return False
+    threadpool_limits(threads, "blas")
+    return True
+
+
 @torch.inference_mode()
 def raw_scores(model: FraudModel, x: NDArray[np.float32], device: torch.device | None = None) -> Raw:
     """Logits, surprises and expectations of features (n, F), in chunks."""
@@ -148,8 +161,7 @@ class Scorer:
         """
         from fraudlib import bundle
 
-        torch.set_num_threads(threads)
-        threadpool_limits(threads, "blas")
+        limit_threads(threads)
         return bundle.load(folder, device, verify_key).scorer
 
     def score(self, columns: Columns) -> Scores:

@@ -82,7 +82,7 @@ class Settings(BaseSettings):
         20, ge=1, description="bundles kept after a retraining, beside the live, previous and shadow one"
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="scoring device: auto, cpu or cuda:N")
-    score_threads: int = Field(1, ge=1, le=64, description="threads of PyTorch in the worker")
+    score_threads: int = Field(1, ge=1, le=64, description="threads of the model in the worker")
     batch_max_records: int = Field(8192, ge=1, le=65536, description="most transactions in one micro-batch")
     batch_wait_ms: int = Field(1, ge=0, le=1000, description="pause between polls while a batch is being scored, in ms")
     fetch_wait_ms: int = Field(
