@@ -247,7 +247,8 @@ def clock(pickup: NDArray[np.datetime64], statistics: Statistics) -> Clock:
 
 def usd_per_mile(columns: Columns, statistics: Statistics) -> Array:
     """The meter's rate in force at each trip, (n,), USD: the unit of the fare among the features."""
-    return clock(_times(columns, "pickup_datetime", row_count(columns)), statistics).rates["per_mile"]
+    pickup = _times(columns, "pickup_datetime", row_count(columns))
+    return tariff.rate("per_mile", tariff.tariff_index(pickup, statistics.default_tariff))
 
 
 def build(columns: Columns, statistics: Statistics) -> NDArray[np.float32]:

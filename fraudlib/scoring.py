@@ -247,14 +247,19 @@ class Scorer:
 
 def _strongest(rarity: Array, expected: Array) -> tuple[Array, Array]:
     """Of each field's readings the rarest and what it expected: (n, R) to (n, P) each."""
+    at = _OF_FIELD[np.arange(len(PREDICTED)), rarity[:, _OF_FIELD].argmax(axis=2)]
+    return np.take_along_axis(rarity, at, 1), np.take_along_axis(expected, at, 1)
+
+
+def _readings_of_fields() -> NDArray[np.int64]:
+    """Positions of each field's readings, (P, most of a field), the first one again where a field has fewer."""
     fields = np.asarray(READING_FIELDS)
-    most, usual = np.empty((len(rarity), len(PREDICTED))), np.empty((len(rarity), len(PREDICTED)))
-    for p in range(len(PREDICTED)):
-        mine = np.flatnonzero(fields == p)
-        best = mine[rarity[:, mine].argmax(axis=1)]
-        rows = np.arange(len(rarity))
-        most[:, p], usual[:, p] = rarity[rows, best], expected[rows, best]
-    return most, usual
+    mine = [np.flatnonzero(fields == p) for p in range(len(PREDICTED))]
+    most = max(map(len, mine))
+    return np.array([np.append(at, np.full(most - len(at), at[0])) for at in mine])
+
+
+_OF_FIELD = _readings_of_fields()
 
 
 def _observed(columns: Columns, n: int) -> list[Array]:
