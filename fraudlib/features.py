@@ -150,7 +150,7 @@ FEATURES: Final[tuple[Feature, ...]] = (
 FEATURE_NAMES: Final = tuple(f.name for f in FEATURES)
 TARGETS: Final = FEATURE_NAMES[: len(AMOUNT_FIELDS)]
 _PLACE: Final = {name: i for i, name in enumerate(FEATURE_NAMES)}
-CHUNK: Final = 2048  # rows that are computed at a time: what is made of them on the way stays in the cache
+CHUNK: Final = 1024  # rows that are computed at a time: what is made of them on the way stays in the cache
 
 
 def hides(field: str) -> NDArray[np.bool_]:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 from safetensors.torch import load as load_weights
 from safetensors.torch import save as save_weights
@@ -18,7 +17,7 @@ from fraudlib.calibration import Calibration
 from fraudlib.errors import DataError
 from fraudlib.model import FraudModel, ModelConfig
 from fraudlib.paths import RunPaths
-from fraudlib.scoring import Scorer
+from fraudlib.scoring import Scorer, limit_threads
 from fraudlib.statistics import Statistics
 
 Columns = dict[str, NDArray[Any]]
@@ -117,12 +116,12 @@ def jsonable(value: Any) -> Any:
 
 
 def use_one_thread() -> None:
-    """Let torch compute on one thread.
+    """Let PyTorch and numpy compute on one thread.
 
     On layers this small waiting threads cost more than they add, up to 25 times where other work shares the cores,
     and on one thread sums come out alike whatever the number of cores.
     """
-    torch.set_num_threads(1)
+    limit_threads(1)
 
 
 def settings_of(run: RunPaths) -> dict[str, Any]:
