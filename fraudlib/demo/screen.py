@@ -30,6 +30,12 @@ def _shown(value: float | None, form: str) -> str:
     return "?" if value is None else format(value, form)
 
 
+def _above(score: float, threshold: float) -> str:
+    """Both with two decimals, or as many more as it takes to tell them apart."""
+    texts = ((f"{score:.{digits}f}", f"{threshold:.{digits}f}") for digits in range(2, 17))
+    return next((f"{above} > {below}" for above, below in texts if above != below), f"{score} > {threshold}")
+
+
 def alert_line(alert: Mapping[str, Any], kind: str | None) -> str:
     """Time, amount, miles, minutes, zones, score, reasons in words and what was planted.
 
@@ -48,7 +54,7 @@ def alert_line(alert: Mapping[str, Any], kind: str | None) -> str:
         f"{_shown(amount, ',.2f'):>8} USD {_shown(trip.get('trip_distance'), '.1f'):>5} mi "
         f"{_shown(_minutes(trip), '.0f'):>4} min  zones {zones:<7}"
     )
-    score = click.style(f"score {alert['anomaly_score']:.2f} > {alert['threshold']:.2f}", fg="red")
+    score = click.style(f"score {_above(alert['anomaly_score'], alert['threshold'])}", fg="red")
     words = "; ".join(map(in_words, alert["reasons"]))
     truth = click.style(f"planted: {kind}", fg="green") if kind else click.style("not planted", fg="yellow")
     return f"{facts}  {score}  {words}  [{truth}]"
