@@ -248,6 +248,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="file of results to add to, such as docs/bench.json")
     options = vars(parser.parse_args())
     out: Path | None = options.pop("out")
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)  # rather than find out after the last kill
     plan, machine = Plan(**options), describe()
     result = inflict(plan, lambda text: print(text, file=sys.stderr, flush=True))
     if out:

@@ -295,6 +295,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="file of results, such as docs/soak.json; a figure lies beside it")
     options = parser.parse_args()
     plan, machine = Plan(minutes=options.minutes, rate=options.rate), describe()
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)  # rather than find out after half an hour
     draw = (lambda *a: figure.soak(*a, options.out.with_suffix(".png"))) if options.out else (lambda *_: None)
     result = {"plan": asdict(plan), **soak(plan, draw), "machine": machine}
     if options.out:
