@@ -83,6 +83,11 @@ class Settings(BaseSettings):
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="scoring device: auto, cpu or cuda:N")
     score_threads: int = Field(1, ge=1, le=64, description="threads of the model in the worker")
+    score_process: Literal["off", "backlog", "start"] = Field(
+        "backlog",
+        description="large batches are scored on the CPU in a process of their own: never, from the first backlog on, "
+        "or from the start on",
+    )
     batch_max_records: int = Field(8192, ge=1, le=65536, description="most transactions in one micro-batch")
     batch_wait_ms: int = Field(1, ge=0, le=1000, description="pause between polls while a batch is being scored, in ms")
     fetch_wait_ms: int = Field(

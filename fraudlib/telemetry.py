@@ -21,7 +21,10 @@ from prometheus_client.registry import Collector
 from fraudlib.bundle_metrics import BundleMetrics
 
 # "crash" is of an earlier worker.
-STAGES: Final = ("connect", "assign", "fetch", "memory", "device", "publish", "commit", "crash", "shadow", "drift")
+STAGES: Final = (
+    *("connect", "assign", "fetch", "memory", "device", "scoring_process"),
+    *("publish", "commit", "crash", "shadow", "drift"),
+)
 CALM: Final = (50_000, 20, 100)  # objects, and rounds of the younger generation, before the collector comes round
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -146,6 +149,11 @@ class WorkerMetrics:
         self.rebalances = Counter("fraudlib_worker_rebalances_total", "assignments received", registry=registry)
         self.fallbacks = Counter(
             "fraudlib_worker_device_fallbacks_total", "devices left for the CPU", registry=registry
+        )
+        self.scoring_process = Gauge(
+            "fraudlib_worker_scoring_process_up",
+            "1 while large batches are scored in a process of their own",
+            registry=registry,
         )
         self.loop_lag = BulkHistogram(
             "fraudlib_worker_loop_lag_seconds", "how late the event loop came round", SECONDS, registry

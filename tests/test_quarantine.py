@@ -206,9 +206,10 @@ def test_a_batch_too_large_to_decode_is_halved(tmp_path: Path, monkeypatch: pyte
 def test_a_batch_that_is_decoded_ahead_is_in_flight_too(tmp_path: Path) -> None:
     """A death while one batch is scored and the next decoded accuses both; afterwards nothing is in flight."""
     life, seen = Life(tmp_path), []
-    ahead = life.quarantine.decode_ahead(messages(5, start=10), {0: (10, 15)})
+    ahead = life.quarantine.begin(messages(5, start=10), {0: (10, 15)}, life.scorer)
     assert ahead is not None
-    assert len(ahead.result(10).rows) == 5
+    assert ahead.decoded is not None
+    assert len(ahead.decoded.result(10).rows) == 5
     with life.journal.under_way({0: (10, 15)}), life.journal.under_way({0: (4, 10)}):
         seen.append(Journal(tmp_path).open(0))
     assert seen == [Suspect(4, 15, 1)]
@@ -221,7 +222,7 @@ def test_nothing_is_decoded_ahead_under_suspicion(tmp_path: Path) -> None:
     """While a record may kill the process, only what is being judged is touched."""
     with pytest.raises(DeathError):
         Life(tmp_path).process(messages(5, 3))
-    assert Life(tmp_path).quarantine.decode_ahead(messages(5, start=10), {0: (10, 15)}) is None
+    assert (life := Life(tmp_path)).quarantine.begin(messages(5, start=10), {0: (10, 15)}, life.scorer) is None
 
 
 def test_partitions_that_moved_on_leave_no_suspicion(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -11,9 +10,9 @@ import numpy as np
 from aiokafka import TopicPartition
 from numpy.typing import NDArray
 
-from fraudlib.wire.records import Decoded
 from fraudlib.worker.outputs import Outputs, Scorer
 from fraudlib.worker.precedents import Bindings
+from fraudlib.worker.quarantine import Ahead
 
 
 @dataclass
@@ -26,7 +25,7 @@ class Batch:
     ranges : partition -> first offset, and the one after the last.
     next_offsets : where each partition goes on afterwards.
     scorer, outputs : what they are scored by, and what came of it.
-    ahead : the first `outputs.PIECE` of them, being decoded before it is their turn; None where they are not.
+    ahead : work on them that was begun before it is their turn, None where none was.
     times : of the messages in ms since 1970, an array for each `take`.
     taken_at : when the first of them were polled, monotonic, in s.
     """
@@ -37,7 +36,7 @@ class Batch:
     next_offsets: dict[TopicPartition, int] = field(default_factory=dict)
     scorer: Scorer | None = None
     outputs: Outputs = field(default_factory=Outputs)
-    ahead: Future[Decoded] | None = None
+    ahead: Ahead | None = None
     times: list[NDArray[np.int64]] = field(default_factory=list)
     taken_at: float = field(default_factory=time.monotonic)
 

@@ -35,6 +35,7 @@ from fraudlib.worker.observer import Observer
 from fraudlib.worker.outputs import ModelError, Scorer
 from fraudlib.worker.publish_timeout import UnpublishableError
 from fraudlib.worker.quarantine import Quarantine
+from fraudlib.worker.scoring_process import ScoringProcess
 from fraudlib.worker.stages import Stages
 from fraudlib.worker.stall_check import HungError, StallCheck, StuckError
 from fraudlib.worker.watchdog import EXIT_NOT_DRAINED, Watchdog
@@ -75,7 +76,11 @@ class Worker:
             settings.artifacts, FallbackLoader(load_scorer, load_on_cpu, self._metrics), self._metrics
         )
         self._journal = Journal.of(settings)
-        self._quarantine = Quarantine(self._journal, load_scorer, settings.artifacts)
+        self._helper: ScoringProcess | None = None
+        if settings.score_process != "off" and (os.cpu_count() or 1) > 1:
+            load = load_on_cpu or load_scorer
+            self._helper = ScoringProcess(load, settings.artifacts, self._metrics, settings.log_level)
+        self._quarantine = Quarantine(self._journal, load_scorer, settings.artifacts, self._helper)
         self._observer = Observer(settings, self._bundle, load_on_cpu or load_scorer, self._metrics)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="score")
         self._stopping = asyncio.Event()
@@ -108,6 +113,8 @@ class Worker:
         beat = asyncio.create_task(self._watchdog.beat(lambda late: self._metrics.loop_lag.observe_many([late])))
         try:
             await self._bundle.load()
+            if self._helper and self._settings.score_process == "start":
+                await self._helper.prepare(self._bundle.scorer.bundle_id)
             calm_collector()
             health = await self._serve_health()
             try:
@@ -121,6 +128,8 @@ class Worker:
             return code
         finally:
             beat.cancel()
+            if self._helper:
+                self._helper.close()
             if not self.is_scoring:
                 self._journal.close_all()
             self._executor.shutdown(wait=False, cancel_futures=True)

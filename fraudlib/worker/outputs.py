@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import pairwise, repeat
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import orjson
@@ -34,6 +34,21 @@ _decoder: Final = ThreadPoolExecutor(1, thread_name_prefix="decode")
 
 class Message(Protocol):
     """The parts of a Kafka message that a worker reads."""
+
+    @property
+    def topic(self) -> str: ...
+    @property
+    def partition(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+
+
+class Record(NamedTuple):
+    """A message that can go to another process."""
 
     topic: str
     partition: int
@@ -105,12 +120,15 @@ def decode_ahead(messages: Sequence[Message], around: AbstractContextManager[Non
     return _decoder.submit(run)
 
 
-def process(messages: Sequence[Message], scorer: Scorer, ahead: "Future[Decoded] | None" = None) -> Outputs:
+def process(
+    messages: Sequence[Message], scorer: Scorer, ahead: "Future[Decoded] | None" = None, overlaps: bool = True
+) -> Outputs:
     """Decode, score and encode one batch with one bundle.
 
     Parameters
     ----------
     ahead : the first piece, from `decode_ahead`, where that was begun.
+    overlaps : whether a piece is decoded, by another thread, while the one before is being scored.
 
     Raises
     ------
@@ -119,7 +137,8 @@ def process(messages: Sequence[Message], scorer: Scorer, ahead: "Future[Decoded]
     """
     out = Outputs()
     pieces = [messages[start : start + PIECE] for start in range(0, len(messages), PIECE)]
-    for piece, decoded in zip(pieces, _decoded_in_turn(pieces, ahead), strict=True):
+    decoded_pieces = _decoded_in_turn(pieces, ahead) if overlaps else (decode([m.value for m in x]) for x in pieces)
+    for piece, decoded in zip(pieces, decoded_pieces, strict=True):
         for row, why in decoded.rejected.items():
             dead_letter(out, piece[row], "SchemaError", why)
         if decoded.rows:

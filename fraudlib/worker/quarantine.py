@@ -16,7 +16,8 @@ from typing import Final
 
 from fraudlib.wire.records import Decoded
 from fraudlib.worker.journal import Journal, Ranges, Suspect
-from fraudlib.worker.outputs import Message, Outputs, Scorer, dead_letter, decode_ahead, process
+from fraudlib.worker.outputs import Message, Outputs, Record, Scorer, dead_letter, decode_ahead, process
+from fraudlib.worker.scoring_process import Begun, ScoringProcess
 
 log = logging.getLogger(__name__)
 
@@ -28,15 +29,18 @@ _SURVIVED: Final = 33  # no process ends so by accident, or because it was told 
 LoadScorer = Callable[[Path], Scorer]
 
 
-@dataclass
-class _Record:
-    """A message that can go to another process."""
+@dataclass(frozen=True)
+class Ahead:
+    """Work on a batch that was begun before its turn.
 
-    topic: str
-    partition: int
-    offset: int
-    key: bytes | None
-    value: bytes | None
+    Attributes
+    ----------
+    decoded : its first piece. outputs : all of it, from the scoring process. bundle_id : of the bundle of the outputs.
+    """
+
+    decoded: "Future[Decoded] | None" = None
+    outputs: Begun | None = None
+    bundle_id: str = ""
 
 
 class Quarantine:
@@ -47,14 +51,18 @@ class Quarantine:
     journal : of the worker's partitions.
     load_scorer : makes a scorer of a bundle's folder; must be picklable for a record to be tried in its own process.
     artifacts : folder of the bundles.
+    helper : takes large batches while nothing is under suspicion; None where there is none.
 
     Attributes
     ----------
     is_trying : whether a record is on trial, which takes up to TRIAL_SECONDS.
     """
 
-    def __init__(self, journal: Journal, load_scorer: LoadScorer, artifacts: Path) -> None:
+    def __init__(
+        self, journal: Journal, load_scorer: LoadScorer, artifacts: Path, helper: ScoringProcess | None = None
+    ) -> None:
         self._journal, self._load, self._artifacts = journal, load_scorer, artifacts
+        self._helper = helper
         self._acquitted: tuple[int, int] | None = None
         self.is_trying = False
 
@@ -63,24 +71,29 @@ class Quarantine:
         """Whether no record is under suspicion: then a batch takes no longer than its scoring."""
         return not self._journal.suspects and not self._journal.convicted
 
-    def decode_ahead(self, messages: Sequence[Message], ranges: Ranges) -> "Future[Decoded] | None":
-        """Begin to decode a batch while another is being scored; None while any record is under suspicion.
+    def begin(self, messages: Sequence[Message], ranges: Ranges, scorer: Scorer) -> Ahead | None:
+        """Begin with a batch while another is being scored; None while any record is under suspicion.
 
         Parameters
         ----------
         ranges : of the messages.
+        scorer : likely to be theirs.
         """
-        return decode_ahead(messages, self._journal.under_way(ranges)) if self.is_calm else None
+        if not self.is_calm:
+            return None
+        if begun := self._helper and self._helper.begin(messages, scorer):
+            return Ahead(outputs=begun, bundle_id=scorer.bundle_id)
+        return Ahead(decode_ahead(messages, self._journal.under_way(ranges)))
 
     def process(
-        self, messages: Sequence[Message], ranges: Ranges, scorer: Scorer, ahead: "Future[Decoded] | None" = None
+        self, messages: Sequence[Message], ranges: Ranges, scorer: Scorer, ahead: Ahead | None = None
     ) -> Outputs:
         """Outputs of a batch, as `outputs.process` makes them.
 
         Parameters
         ----------
         ranges : of the messages.
-        ahead : from `decode_ahead`, where that was begun.
+        ahead : from `begin`, where that was asked for.
 
         Raises
         ------
@@ -90,7 +103,8 @@ class Quarantine:
         journal = self._journal
         if self.is_calm:
             with journal.under_way(ranges):
-                return _outputs(messages, scorer, ahead)
+                found = self._helped(messages, scorer, ahead)
+                return found or _outputs(messages, scorer, ahead.decoded if ahead else None)
         journal.clear_before(ranges)
         out = Outputs()
         for piece, suspect in pieces(messages, journal.suspects, journal.convicted):
@@ -102,6 +116,13 @@ class Quarantine:
             with journal.under_way(_ranges(piece)):
                 _join(out, _outputs(piece, scorer))
         return out
+
+    def _helped(self, messages: Sequence[Message], scorer: Scorer, ahead: Ahead | None) -> Outputs | None:
+        """Outputs from the scoring process, None where they are to be made here."""
+        begun = ahead.outputs if ahead and ahead.bundle_id == scorer.bundle_id else None
+        if begun is None and self._helper and not (ahead and ahead.decoded):
+            begun = self._helper.begin(messages, scorer)
+        return begun.result() if begun else None
 
     def _judge(self, message: Message, suspect: Suspect, bundle_id: str) -> None:
         """Convict a record that was in flight at enough deaths, alone at the last, and does not survive its trial."""
@@ -180,7 +201,7 @@ def _join(out: Outputs, more: Outputs) -> None:
 
 def kills(load_scorer: LoadScorer, folder: Path, message: Message) -> bool:
     """Whether scoring the message ends a process of its own, or hangs it."""
-    record = _Record(message.topic, message.partition, message.offset, message.key, message.value)
+    record = Record(message.topic, message.partition, message.offset, message.key, message.value)
     trial = multiprocessing.get_context("spawn").Process(
         target=_try, args=(load_scorer, folder, record), name="trial", daemon=True
     )
@@ -196,7 +217,7 @@ def kills(load_scorer: LoadScorer, folder: Path, message: Message) -> bool:
     return trial.exitcode != _SURVIVED
 
 
-def _try(load_scorer: LoadScorer, folder: Path, record: _Record) -> None:
+def _try(load_scorer: LoadScorer, folder: Path, record: Record) -> None:
     # An exception is no death: whatever it is, the worker would have caught it.
     with contextlib.suppress(Exception):
         process([record], load_scorer(folder))

@@ -37,6 +37,7 @@ COMMIT_SECONDS: Final = 5.0
 COMMIT_PAUSE: Final = 0.1  # seconds; a commit for every small batch would cost as much as its scores
 REVOKE_SECONDS: Final = 8.0
 POLL_FAILURES: Final = 10
+MANY: Final = 512  # messages of one poll, as they come only where more wait
 
 
 ReadPrecedents = Callable[[Mapping[int, int]], Awaitable[dict[int, list[Ruling]]]]
@@ -125,15 +126,16 @@ class Stages(ConsumerRebalanceListener):  # type: ignore[misc]
                 # A poll lets the client fetch, which the broker answers for a single message: asked at once, it would
                 # keep both of them busy with one message at a time, while the scorer needs the processor.
                 await self._hungry_within(pause)
-                pause *= 2
                 more = await self._poll(0, room)
+                # After a large answer the next one is likely to be there already.
+                pause = self._settings.batch_wait_ms / 1000 if more and len(more.messages) >= MANY else 2 * pause
                 if batch.epoch != self._epoch:
                     batch = more or Batch(self._epoch)
                 elif more:
                     batch.join(more)
             if not self._hungry.is_set():
-                # Full, and not yet its turn: by then its beginning is decoded.
-                batch.ahead = self._quarantine.decode_ahead(batch.messages, batch.ranges)
+                # Full, and not yet its turn: by then its beginning is decoded, or all of it scored.
+                batch.ahead = self._quarantine.begin(batch.messages, batch.ranges, self._bundle.scorer)
             self._hungry.clear()
             await self._fetched.put(batch)
         await self._fetched.put(None)

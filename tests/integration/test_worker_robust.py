@@ -183,6 +183,44 @@ def test_without_dead_letters_the_worker_stops_and_skips_nothing(marked: Site) -
     )
 
 
+@pytest.mark.slow
+def test_a_killed_scoring_process_costs_nothing(marked: Site) -> None:
+    """The worker goes on by itself until another one has started, and everything is scored once."""
+    count = 30_000
+    marked.produce("transactions", *[message(n, fare=12.5 + n % 100) for n in range(count)])
+    worker = start(marked, SLOW="0.3", FRAUDLIB_SCORE_PROCESS="start", FRAUDLIB_BATCH_MAX_RECORDS="1100")
+    until(lambda: worker.says("partitions assigned"), 20, worker.log)
+    (child,) = [p for p in psutil.Process(worker.process.pid).children() if "spawn_main" in " ".join(p.cmdline())]
+    child.kill()
+    until(lambda: worker.log.read_text().count("in a process of their own") == 2, 20, worker.log)
+    scores = marked.read("scores", lambda found: len(found) >= count, 60)
+    assert len(scores) == count
+    assert scored(scores) == sorted(f"t-{n}" for n in range(count))
+    assert 'fraudlib_worker_failures_total{stage="scoring_process"} 1.0' in metrics()
+    assert worker.stop() == 0
+
+
+@pytest.mark.slow
+def test_a_record_that_kills_both_processes_is_isolated(marked: Site) -> None:
+    """Scored by the helper first, it kills that one and then the worker, three times, and is put aside."""
+    count = 6_000
+    marked.produce("transactions", *[message(n, 602 if n == 2_000 else 0.0) for n in range(count)])
+    deaths = 0
+    while True:
+        worker = start(marked, FRAUDLIB_SCORE_PROCESS="start", FRAUDLIB_BATCH_MAX_RECORDS="1100")
+        until(lambda w=worker: w.process.poll() is not None or w.says("record kills the process"), 30, worker.log)
+        if worker.process.poll() is None:
+            break
+        deaths += 1
+        assert deaths <= 3
+    assert deaths == 3
+    scores = marked.read("scores", lambda found: len({m.key for m in found}) >= count - 1, 20)
+    assert scored(scores) == sorted(f"t-{n}" for n in range(count) if n != 2_000)
+    (dead,) = marked.read("transactions.dlq", bool, 10)
+    assert (dead.key, dead.value) == message(2_000, 602)
+    assert worker.stop() == 0
+
+
 def test_a_failing_gpu_and_a_full_memory_stop_nothing(marked: Site) -> None:
     """A batch too large for memory is halved, a CUDA error moves the worker to the CPU, once; both are counted."""
     marked.produce("transactions", *[message(n, 604 if n == 30 else 0.0) for n in range(200)])
