@@ -31,7 +31,7 @@ ACCEPTED_AT: Final = "accepted_at"
 MOST_TEXT: Final = 64
 NUMBERS: Final = (*NUMBER_COLUMNS, "duration_minutes")
 TEXTS: Final = tuple(c.name for c in BY_NAME.values() if c.kind == "text")
-_MUST: Final = ("trip_distance", "fare_amount")
+MUST: Final = ("trip_distance", "fare_amount")
 _FOUND: Final = {str: "text", bool: "true or false", list: "a list", dict: "an object", float: "a number"} | {
     int: "a number",
     type(None): "null",
@@ -316,7 +316,7 @@ def local_time(text: str) -> datetime:
 
 
 def require(checked: Checked, n: int) -> None:
-    for name in _MUST:
+    for name in MUST:
         array = checked.columns.get(name)
         rows = range(n) if array is None else np.flatnonzero(np.isnan(array)).tolist()
         checked.blame(rows, name, "missing")
