@@ -53,7 +53,8 @@ class Arena:
         """Drain `count` transactions; rates in transactions/s, costs in microseconds per transaction."""
         self._runs += 1
         before = asyncio.run(topics.total(self._site.settings, OUTPUTS))
-        changes = {"consumer_group": f"bench-{self._runs}"}
+        # Its process for large batches is there from the start on, as on a worker that has been busy for some seconds.
+        changes = {"consumer_group": f"bench-{self._runs}", "score_process": "start"}
         crew = [self._site.start(contender, COMMANDS[contender], **changes) for _ in range(workers)]
         for worker in crew:
             self._site.wait_for(worker, "partitions assigned")
