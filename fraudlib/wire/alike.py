@@ -28,8 +28,8 @@ Places = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 MOST_BYTES: Final = 1 << 30
-_MOST_MISSES: Final = 3  # records that may turn out to be like few others before a batch is given up
-_FEW: Final = 24  # records that `records.decode` takes in no longer than a walk along one more shape
+_MOST_MISSES: Final = 2  # records that may turn out to be like few others before a batch is given up
+_FEW: Final = 64  # records that `records.decode` takes in no longer than a walk along one more shape
 _MOST_LEFT: Final = 1 / 8  # share of a batch left to `records.decode` up to which all of this still pays
 _BLOCK: Final = 1 << 14  # cells at a time: their words stay in a core's second cache
 _BEYOND: Final = bytes(8192)  # a record that leaves its shape is walked on past its end, by less than this
