@@ -31,7 +31,7 @@ from fraudlib.worker.batch import Batch
 from fraudlib.worker.journal import Journal
 from fraudlib.worker.live_bundle import LiveBundle
 from fraudlib.worker.outputs import ModelError, process
-from fraudlib.worker.precedents import Output, Ruling, rulings
+from fraudlib.worker.precedents import Bindings, Output, Ruling, rulings
 from fraudlib.worker.quarantine import Quarantine
 from fraudlib.worker.stages import Stages
 
@@ -619,3 +619,27 @@ def test_under_a_backlog_every_next_batch_is_decoded_ahead() -> None:
     # The last ones need not be full when the scorer asks.
     assert len(were_ahead) >= 150 / 9
     assert all(were_ahead[1:-2]), were_ahead
+
+
+def test_a_batch_is_cut_only_where_its_scorer_changes() -> None:
+    """Whole where all of it is bound to one scorer, or to the live one as far as it is bound; else in its order."""
+    live, old = FareScorer("live"), FareScorer("old")
+    rng = random.Random(0)
+    cuts = 0
+    for _ in range(300):
+        bindings, batch = Bindings(), Batch(0)
+        for partition in range(3):
+            for start in range(0, 20, 5):
+                if rng.random() < 0.4:
+                    bindings.bind(partition, start, start + rng.randint(1, 8), rng.choice([live, live, old]))
+            first = rng.randrange(15)
+            tp = TopicPartition("transactions", partition)
+            batch.take(tp, [message(n, TRIP, partition=partition) for n in range(first, first + rng.randint(1, 8))])
+        parts = list(batch.by_scorer(bindings, live))
+        found = [(m.partition, m.offset, part.scorer) for part in parts for m in part.messages]
+        assert found == [
+            (m.partition, m.offset, scorer) for some, scorer in bindings.split(batch.messages, live) for m in some
+        ]
+        assert all(one.scorer is not two.scorer for one, two in itertools.pairwise(parts))
+        cuts += len(parts) > 1
+    assert 30 < cuts < 270

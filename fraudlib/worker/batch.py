@@ -58,8 +58,10 @@ class Batch:
 
     def by_scorer(self, bindings: Bindings, scorer: Scorer) -> Iterator["Batch"]:
         """The batch as it is, or cut where another scorer is bound: what is published at once is of one bundle."""
-        if not bindings:
-            self.scorer = scorer
+        # Mostly what is bound is bound to the scorer that serves.
+        only = bindings.only(self.ranges, scorer) if bindings else scorer
+        if only is not None:
+            self.scorer = only
             yield self
             return
         for messages, chosen in bindings.split(self.messages, scorer):

@@ -65,6 +65,16 @@ class Bindings:
                 self._bound[partition] = [bound for bound in self._bound[partition] if bound[1] > offset]
         self._bound = {partition: bound for partition, bound in self._bound.items() if bound}
 
+    def only(self, ranges: Mapping[int, tuple[int, int]], scorer: Scorer) -> Scorer | None:
+        """The scorer of all offsets in the ranges, None where there are or may be several; see `split`."""
+        chosen: list[Scorer] = []
+        for partition, (start, stop) in ranges.items():
+            over = [bound for bound in self._bound.get(partition, ()) if bound[0] < stop and start < bound[1]]
+            chosen += [bound for _, _, bound in over]
+            if not any(first <= start and stop <= last for first, last, _ in over):
+                chosen.append(scorer)
+        return chosen[0] if chosen and all(one is chosen[0] for one in chosen) else None
+
     def split(self, messages: Iterable[Message], scorer: Scorer) -> list[tuple[list[Message], Scorer]]:
         """Messages in their order, cut where the scorer changes; `scorer` is that of what is not bound."""
         pieces: list[tuple[list[Message], Scorer]] = []
