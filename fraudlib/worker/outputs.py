@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise, repeat
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -104,6 +104,19 @@ class Outputs:
     causes: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A piece of a batch, decoded and scored.
+
+    Attributes
+    ----------
+    decoded : without its columns. scores : of its good records, None where there are none.
+    """
+
+    decoded: Decoded
+    scores: Scores | None
+
+
 def decode_ahead(messages: Sequence[Message], around: AbstractContextManager[None]) -> "Future[Decoded]":
     """Begin to decode the first piece of a batch before it is its turn.
 
@@ -120,15 +133,12 @@ def decode_ahead(messages: Sequence[Message], around: AbstractContextManager[Non
     return _decoder.submit(run)
 
 
-def process(
-    messages: Sequence[Message], scorer: Scorer, ahead: "Future[Decoded] | None" = None, overlaps: bool = True
-) -> Outputs:
+def process(messages: Sequence[Message], scorer: Scorer, ahead: "Future[Decoded] | None" = None) -> Outputs:
     """Decode, score and encode one batch with one bundle.
 
     Parameters
     ----------
     ahead : the first piece, from `decode_ahead`, where that was begun.
-    overlaps : whether a piece is decoded, by another thread, while the one before is being scored.
 
     Raises
     ------
@@ -137,13 +147,45 @@ def process(
     """
     out = Outputs()
     pieces = [messages[start : start + PIECE] for start in range(0, len(messages), PIECE)]
-    decoded_pieces = _decoded_in_turn(pieces, ahead) if overlaps else (decode([m.value for m in x]) for x in pieces)
-    for piece, decoded in zip(pieces, decoded_pieces, strict=True):
-        for row, why in decoded.rejected.items():
-            dead_letter(out, piece[row], "SchemaError", why)
+    for piece, decoded in zip(pieces, _decoded_in_turn(pieces, ahead), strict=True):
+        _reject(out, piece, decoded)
         if decoded.rows:
             _score(out, piece, decoded, scorer, 0, len(decoded.rows))
     return out
+
+
+def judge(values: Sequence[bytes | None], scorer: Scorer) -> list[Judged]:
+    """Decode and score one batch by one thread, in a process that does no more than that.
+
+    Raises
+    ------
+    Exception
+        Whatever the model raises: which record it is about, `process` finds out.
+    """
+    judged = []
+    for start in range(0, len(values), PIECE):
+        decoded = decode(values[start : start + PIECE])
+        scores = scorer.score(decoded.columns) if decoded.rows else None
+        if scores is not None and len(scores.anomaly_score) != len(decoded.rows):
+            raise ValueError(f"expected {len(decoded.rows)} scores, found {len(scores.anomaly_score)}")
+        judged.append(Judged(replace(decoded, columns={}), scores))
+    return judged
+
+
+def write(messages: Sequence[Message], judged: Sequence[Judged], scorer: Scorer) -> Outputs:
+    """Outputs of a batch that was judged by the same bundle, as `process` makes them; raises as that does."""
+    out = Outputs()
+    for number, piece in enumerate(judged):
+        its_messages = messages[number * PIECE : (number + 1) * PIECE]
+        _reject(out, its_messages, piece.decoded)
+        if piece.scores is not None:
+            _encode(out, its_messages, piece.decoded, scorer, piece.scores, 0)
+    return out
+
+
+def _reject(out: Outputs, messages: Sequence[Message], decoded: Decoded) -> None:
+    for row, why in decoded.rejected.items():
+        dead_letter(out, messages[row], "SchemaError", why)
 
 
 def _decoded_in_turn(pieces: Sequence[Sequence[Message]], ahead: "Future[Decoded] | None" = None) -> Iterator[Decoded]:

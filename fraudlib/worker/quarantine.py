@@ -16,7 +16,7 @@ from typing import Final
 
 from fraudlib.wire.records import Decoded
 from fraudlib.worker.journal import Journal, Ranges, Suspect
-from fraudlib.worker.outputs import Message, Outputs, Record, Scorer, dead_letter, decode_ahead, process
+from fraudlib.worker.outputs import Message, Outputs, Record, Scorer, dead_letter, decode_ahead, process, write
 from fraudlib.worker.scoring_process import Begun, ScoringProcess
 
 log = logging.getLogger(__name__)
@@ -35,11 +35,11 @@ class Ahead:
 
     Attributes
     ----------
-    decoded : its first piece. outputs : all of it, from the scoring process. bundle_id : of the bundle of the outputs.
+    decoded : its first piece. judged : all of it, by the scoring process. bundle_id : of the bundle that judges.
     """
 
     decoded: "Future[Decoded] | None" = None
-    outputs: Begun | None = None
+    judged: Begun | None = None
     bundle_id: str = ""
 
 
@@ -82,7 +82,7 @@ class Quarantine:
         if not self.is_calm:
             return None
         if begun := self._helper and self._helper.begin(messages, scorer):
-            return Ahead(outputs=begun, bundle_id=scorer.bundle_id)
+            return Ahead(judged=begun, bundle_id=scorer.bundle_id)
         return Ahead(decode_ahead(messages, self._journal.under_way(ranges)))
 
     def process(
@@ -118,11 +118,15 @@ class Quarantine:
         return out
 
     def _helped(self, messages: Sequence[Message], scorer: Scorer, ahead: Ahead | None) -> Outputs | None:
-        """Outputs from the scoring process, None where they are to be made here."""
-        begun = ahead.outputs if ahead and ahead.bundle_id == scorer.bundle_id else None
+        """Outputs with the scoring process's help, None where it gives none."""
+        begun = ahead.judged if ahead and ahead.bundle_id == scorer.bundle_id else None
         if begun is None and self._helper and not (ahead and ahead.decoded):
             begun = self._helper.begin(messages, scorer)
-        return begun.result() if begun else None
+        judged = begun.result() if begun else None
+        try:
+            return write(messages, judged, scorer) if judged else None
+        except MemoryError:
+            return None
 
     def _judge(self, message: Message, suspect: Suspect, bundle_id: str) -> None:
         """Convict a record that was in flight at enough deaths, alone at the last, and does not survive its trial."""

@@ -1,10 +1,10 @@
 """Scores large batches in a process of its own, where the interpreter's lock is not the event loop's as well.
 
 In one process the Kafka client, the decoder and the model wait for each other's lock. Here the messages go over in a
-shared piece of memory, and the finished outputs come back in it; while one batch is being scored, the next ones wait in
-other pieces. The process is a help and no more than that: whatever it cannot do, or does not survive, is done by the
-worker as if it were not there. So the rules about records that kill, full memories and models that fail are those of
-the worker alone.
+shared piece of memory, and their scores come back in it; while one batch is being scored, the next ones wait in other
+pieces. The process is a help and no more than that: whatever it cannot do, or does not survive, is done by the worker
+as if it were not there. So the rules about records that kill, full memories and models that fail are those of the
+worker alone.
 """
 
 import asyncio
@@ -20,7 +20,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import pairwise, repeat
+from dataclasses import dataclass
+from itertools import pairwise
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import parent_process
 from multiprocessing.reduction import DupFd
@@ -28,11 +29,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fraudlib.errors import BundleError
 from fraudlib.telemetry import WorkerMetrics, calm_collector, configure_logging
-from fraudlib.wire.kafka import Row
-from fraudlib.worker.outputs import Message, Outputs, Record, Scorer, process
+from fraudlib.wire.records import Decoded
+from fraudlib.worker.outputs import Judged, Message, Scorer, judge
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +46,18 @@ LONGEST_PAUSE: Final = 600.0
 KEPT: Final = 2  # bundles: around a swap two of them are asked for in turn
 IDLE_SECONDS: Final = 600.0  # without a batch, after which it ends and gives its memory back
 READY_SECONDS: Final = 30.0
-_EMPTY: Final = -1  # length of a key or value that is None
+_NONE: Final = -1  # length of a value that is None
 
 LoadScorer = Callable[[Path], Scorer]
-Begun = Future[Outputs | None]
-"""Outputs of a batch, None where they have to be made here."""
+Begun = Future[list[Judged] | None]
+"""A batch that is being judged there; comes to None where it has to be done here."""
+
+
+@dataclass(frozen=True)
+class _Scores:
+    anomaly_score: NDArray[np.float64]
+    is_flagged: NDArray[np.bool_]
+    reasons: dict[int, list[dict[str, Any]]]
 
 
 class ScoringProcess:
@@ -142,19 +151,19 @@ class ScoringProcess:
 
     def _hand_over(self, child: "_Child", slot: int, messages: Sequence[Message], bundle_id: str) -> None:
         try:
-            _write_messages(child.memory[slot], messages)
+            _write_values(child.memory[slot], messages)
             child.connection.send((slot, bundle_id))
         except Exception as err:
             # Too large for its piece, or the process is gone.
             log.debug("batch not handed over", extra={"error": repr(err)})
             self._settle(child, slot, None)
 
-    def _settle(self, child: "_Child", slot: int, outputs: Outputs | None) -> None:
+    def _settle(self, child: "_Child", slot: int, judged: list[Judged] | None) -> None:
         with self._lock:
             begun = child.begun.pop(slot, None)
             if begun is not None:
                 child.free.append(slot)
-                begun.set_result(outputs)
+                begun.set_result(judged)
 
     def _follow(self, child: "_Child") -> None:
         """Take back what the process has done, until it is gone or not needed any more."""
@@ -201,7 +210,7 @@ class ScoringProcess:
                     self._metrics.scoring_process.set(1)
                 log.info("large batches are scored in a process of their own", extra={"bundle_id": detail})
             elif what == "scored":
-                self._settle(child, detail, _read_outputs(child.memory[detail]))
+                self._settle(child, detail, _read_judged(child.memory[detail]))
                 self._deaths = 0
             else:
                 self._settle(child, detail, None)
@@ -212,7 +221,7 @@ class _Child:
 
     Attributes
     ----------
-    memory : a piece for each slot, for the messages and then their outputs.
+    memory : a piece for each slot, for the messages and then their scores.
     free : slots that nothing is in. begun : slot -> what waits for it.
     asked, ready : bundles that it is to load, and that it has.
     """
@@ -288,7 +297,7 @@ class _Serve:
                 slot, bundle_id = self._connection.recv()
                 scorer = self._scorer(bundle_id)
                 if slot is not None:
-                    self._connection.send((_score(memory[slot], scorer) if scorer else "failed", slot))
+                    self._connection.send((_judge(memory[slot], scorer) if scorer else "failed", slot))
                 elif scorer:
                     self._connection.send(("ready", bundle_id))
 
@@ -317,14 +326,10 @@ def _end_with_parent() -> None:
     os._exit(0)
 
 
-def _score(piece: mmap.mmap, scorer: Scorer) -> str:
-    """Put the outputs of a slot's messages in their place; "failed" where the parent has to see to them."""
+def _judge(piece: mmap.mmap, scorer: Scorer) -> str:
+    """Put what comes of a slot's messages in their place; "failed" where the parent has to see to them."""
     try:
-        out = process(_read_messages(piece), scorer, overlaps=False)
-        # Whether the model or the record is at fault, and whether less at a time would do, is for the parent to find.
-        if "ScoreError" in out.causes:
-            return "failed"
-        _write_outputs(piece, out)
+        _write_judged(piece, judge(_read_values(piece), scorer))
     except Exception as err:
         log.debug("batch is given back", extra={"error": repr(err)})
         return "failed"
@@ -342,51 +347,41 @@ def _read(piece: mmap.mmap) -> Any:
     return pickle.load(piece)  # noqa: S301 - written by the other side of this file
 
 
-def _joined(texts: Sequence[bytes | None]) -> tuple[bytes, Any]:
-    """Texts on end, and the length of each."""
+def _write_values(piece: mmap.mmap, messages: Sequence[Message]) -> None:
+    values = [m.value for m in messages]
     try:
-        return b"".join(texts), np.fromiter(map(len, texts), np.int64, len(texts))  # type: ignore[arg-type]
+        joined = b"".join(values)  # type: ignore[arg-type]
+        lengths = list(map(len, values))  # type: ignore[arg-type]
     except TypeError:
-        lengths = np.array([_EMPTY if text is None else len(text) for text in texts], np.int64)
-        return b"".join([text or b"" for text in texts]), lengths
+        joined = b"".join([value or b"" for value in values])
+        lengths = [_NONE if value is None else len(value) for value in values]
+    _write(piece, (np.array(lengths), joined))
 
 
-def _cut(joined: bytes, lengths: Any) -> list[bytes | None]:
+def _read_values(piece: mmap.mmap) -> list[bytes | None]:
+    lengths, joined = _read(piece)
     ends = np.maximum(lengths, 0).cumsum().tolist()
-    texts: list[bytes | None] = [joined[start:stop] for start, stop in pairwise([0, *ends])]
-    for row in np.flatnonzero(lengths == _EMPTY).tolist():
-        texts[row] = None
-    return texts
+    values: list[bytes | None] = [joined[start:stop] for start, stop in pairwise([0, *ends])]
+    for row in np.flatnonzero(lengths == _NONE).tolist():
+        values[row] = None
+    return values
 
 
-def _write_messages(piece: mmap.mmap, messages: Sequence[Message]) -> None:
-    n = len(messages)
-    places = (
-        np.fromiter([m.partition for m in messages], np.int32, n),
-        np.fromiter([m.offset for m in messages], np.int64, n),
-    )
-    keys, values = _joined([m.key for m in messages]), _joined([m.value for m in messages])
-    _write(piece, (messages[0].topic, places, keys, values))
+def _write_judged(piece: mmap.mmap, judged: Sequence[Judged]) -> None:
+    # Texts on end are written and read in a fraction of the time; no id or stamp is empty or holds a line's end.
+    content = []
+    for part in judged:
+        decoded, scores = part.decoded, part.scores
+        texts = "\n".join(decoded.transaction_ids), "\n".join([stamp or "" for stamp in decoded.accepted_at])
+        arrays = scores and (scores.anomaly_score, scores.is_flagged, scores.reasons)
+        content.append((decoded.rows, decoded.rejected, texts, arrays))
+    _write(piece, content)
 
 
-def _read_messages(piece: mmap.mmap) -> list[Message]:
-    topic, (partitions, offsets), keys, values = _read(piece)
-    return list(map(Record, repeat(topic), partitions.tolist(), offsets.tolist(), _cut(*keys), _cut(*values)))
-
-
-def _write_outputs(piece: mmap.mmap, out: Outputs) -> None:
-    # Neither an id nor a score holds a line's end; an alert may, as the transaction in it is as it came.
-    scores = {
-        partition: (b"\n".join([key or b"" for key, _, _ in rows]), b"\n".join([value or b"" for _, value, _ in rows]))
-        for partition, rows in out.scores.items()
-    }
-    _write(piece, (scores, {**out.__dict__, "scores": {}}))
-
-
-def _read_outputs(piece: mmap.mmap) -> Outputs:
-    scores, rest = _read(piece)
-    out = Outputs(**rest)
-    for partition, (keys, values) in scores.items():
-        rows: list[Row] = list(zip(keys.split(b"\n"), values.split(b"\n"), repeat([])))
-        out.scores[partition] = rows
-    return out
+def _read_judged(piece: mmap.mmap) -> list[Judged]:
+    judged = []
+    for rows, rejected, (ids, stamps), arrays in _read(piece):
+        accepted_at = [stamp or None for stamp in stamps.split("\n")]
+        decoded = Decoded({}, ids.split("\n"), accepted_at, rows, rejected)
+        judged.append(Judged(decoded, arrays and _Scores(*arrays)))
+    return judged
