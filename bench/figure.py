@@ -14,7 +14,8 @@ BARS: Final = {
     "ceiling": "consume and republish\n(ceiling)",
     "trivial_scorer": "worker,\ntrivial scorer",
     "worker": "worker",
-    "two_workers": "two workers",
+    "one_process": "worker,\none process",
+    "two_workers": "two workers,\none process each",
     "naive": "one record\nat a time",
 }
 COLOURS: Final = {"p50_ms": "#1b6ca8", "p95_ms": "#e0a030", "p99_ms": "#b03a2e"}

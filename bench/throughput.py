@@ -1,4 +1,4 @@
-"""Transactions a second: the worker, the ceiling of its client, a trivial scorer, a naive worker, and two workers.
+"""Transactions a second: workers with and without a scoring process, the ceiling of their client, and a naive worker.
 
 Each drains the same backlog from the same broker on this machine; rounds alternate, so that a change of the machine's
 load meets all of them.
@@ -22,6 +22,13 @@ COMMANDS: Final = {
     "trivial": ("-m", "bench.trivial"),
     "worker": None,
 }
+RUNS: Final[dict[str, dict[str, Any]]] = {
+    "ceiling": {"contender": "ceiling"},
+    "worker": {},
+    "one_process": {"process": "off"},
+    "trivial_scorer": {"contender": "trivial"},
+    "two_workers": {"workers": 2, "process": "off"},
+}
 OUTPUTS: Final = (TOPIC_SCORES, TOPIC_DEAD_LETTERS)
 SECONDS: Final = 120.0
 
@@ -35,7 +42,7 @@ class Plan:
     backlog : transactions that wait. naive : transactions for the naive worker. rounds : repetitions.
     """
 
-    backlog: int = 300_000
+    backlog: int = 500_000
     naive: int = 1_500
     rounds: int = 3
 
@@ -49,12 +56,16 @@ class Arena:
         asyncio.run(topic.fill(site.settings, Records()(plan.backlog, "bench-")))
         self._runs = 0
 
-    def run(self, count: int, workers: int = 1, contender: str = "worker") -> dict[str, Any]:
-        """Drain `count` transactions; rates in transactions/s, costs in microseconds per transaction."""
+    def run(self, count: int, workers: int = 1, contender: str = "worker", process: str = "start") -> dict[str, Any]:
+        """Drain `count` transactions; rates in transactions/s, costs in microseconds per transaction.
+
+        Parameters
+        ----------
+        process : `FRAUDLIB_SCORE_PROCESS`; "start" has it ready, as on a worker that has been busy for some seconds.
+        """
         self._runs += 1
         before = asyncio.run(topics.total(self._site.settings, OUTPUTS))
-        # Its process for large batches is there from the start on, as on a worker that has been busy for some seconds.
-        changes = {"consumer_group": f"bench-{self._runs}", "score_process": "start"}
+        changes = {"consumer_group": f"bench-{self._runs}", "score_process": process}
         crew = [self._site.start(contender, COMMANDS[contender], **changes) for _ in range(workers)]
         for worker in crew:
             self._site.wait_for(worker, "partitions assigned")
@@ -105,10 +116,8 @@ def measure(plan: Plan) -> dict[str, Any]:
             arena = Arena(site, plan)
             if not runs:
                 naive = arena.run(plan.naive, contender="naive")
-            runs.setdefault("ceiling", []).append(arena.run(plan.backlog, contender="ceiling"))
-            runs.setdefault("worker", []).append(arena.run(plan.backlog))
-            runs.setdefault("trivial_scorer", []).append(arena.run(plan.backlog, contender="trivial"))
-            runs.setdefault("two_workers", []).append(arena.run(plan.backlog, workers=2))
+            for name, how in RUNS.items():
+                runs.setdefault(name, []).append(arena.run(plan.backlog, **how))
     found = {name: _median(each) for name, each in runs.items()} | {"naive": naive}
     return found | {"ratios": _ratios(runs, naive["per_second"])}
 
@@ -123,7 +132,8 @@ def _ratios(runs: dict[str, list[dict[str, Any]]], naive: float) -> dict[str, fl
     return {
         "worker_to_ceiling": ratio("worker", "ceiling"),
         "trivial_scorer_to_ceiling": ratio("trivial_scorer", "ceiling"),
-        "two_workers_to_one": ratio("two_workers", "worker"),
+        "one_process_to_ceiling": ratio("one_process", "ceiling"),
         "two_workers_to_ceiling": ratio("two_workers", "ceiling"),
+        "two_workers_to_one": ratio("two_workers", "one_process"),
         "worker_to_naive": round(statistics.median(run["per_second"] for run in runs["worker"]) / naive),
     }
