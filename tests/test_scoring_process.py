@@ -84,11 +84,16 @@ def metrics() -> WorkerMetrics:
     return WorkerMetrics(CollectorRegistry())
 
 
+def prepare(helper: ScoringProcess, bundle_id: str = "marked") -> bool:
+    """Whether it has the bundle, in the end."""
+    return asyncio.run(helper.prepare(bundle_id, asyncio.Event()))
+
+
 @pytest.fixture
 def helper(tmp_path: Path, metrics: WorkerMetrics) -> Iterator[ScoringProcess]:
     """A scoring process that has the bundle "marked"."""
     helper = ScoringProcess(load, tmp_path, metrics, "WARNING")
-    assert asyncio.run(helper.prepare("marked"))
+    assert prepare(helper)
     yield helper
     helper.close()
 
@@ -171,7 +176,7 @@ def test_its_death_is_counted_and_it_comes_again(
     assert [result(one) for one in begun] == [None, None]
     assert helper.begin(messages(), HERE) is None
     assert (sample(metrics, "scoring_process_up"), sample(metrics, "failures_total", stage="scoring_process")) == (0, 1)
-    assert asyncio.run(helper.prepare("marked"))
+    assert prepare(helper)
     assert sample(metrics, "scoring_process_up") == 1
     assert result(helper.begin(messages(), HERE)) is not None
 
@@ -198,7 +203,10 @@ def test_another_bundle_is_learned_aside(helper: ScoringProcess) -> None:
 
 
 def test_a_bundle_that_it_cannot_load_is_left_to_the_worker(helper: ScoringProcess) -> None:
-    """The process goes on with the one it has."""
+    """The process goes on with the one it has, and nobody waits for the other."""
+    started = time.monotonic()
+    assert not prepare(helper, "gone")
+    assert time.monotonic() - started < scoring_process.READY_SECONDS / 2
     assert helper.begin(messages(), Marked("gone")) is None
     assert result(helper.begin(messages(), HERE)) is not None
     assert helper.begin(messages(), Marked("gone")) is None
@@ -210,10 +218,10 @@ def test_without_batches_it_ends_and_is_not_missed(
     """Its memory is given back after a while; the next large batch starts another one, without a pause."""
     monkeypatch.setattr(scoring_process, "IDLE_SECONDS", 0.5)
     helper = ScoringProcess(load, tmp_path, metrics, "WARNING")
-    assert asyncio.run(helper.prepare("marked"))
+    assert prepare(helper)
     soon(lambda: sample(metrics, "scoring_process_up") == 0)
     assert sample(metrics, "failures_total", stage="scoring_process") == 0
-    assert asyncio.run(helper.prepare("marked"))
+    assert prepare(helper)
     assert result(helper.begin(messages(), HERE)) is not None
     helper.close()
 
@@ -222,6 +230,7 @@ def test_closing_leaves_nobody_waiting(helper: ScoringProcess, metrics: WorkerMe
     """What is under way comes to nothing at once, no process is left, and none is started any more."""
     begun = helper.begin(messages(FEWEST, 663.0), HERE)
     helper.close()
+    assert helper.begin(messages(), HERE) is None
     assert result(begun) is None
     soon(lambda: not [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())])
     assert helper.begin(messages(), HERE) is None
@@ -231,20 +240,19 @@ def test_closing_leaves_nobody_waiting(helper: ScoringProcess, metrics: WorkerMe
 def test_a_loader_that_cannot_go_there_changes_nothing(tmp_path: Path, metrics: WorkerMetrics) -> None:
     """The worker scores by itself."""
     helper = ScoringProcess(lambda folder: Marked(folder.name), tmp_path, metrics, "WARNING")
-    assert helper.begin(messages(), HERE) is None
-    soon(lambda: helper._deaths)
+    assert not prepare(helper)
     assert helper.begin(messages(), HERE) is None
     helper.close()
 
 
 LONELY = """
-import asyncio, os, sys, time
+import time
 from pathlib import Path
 import psutil, test_scoring_process as t
 
 if __name__ == "__main__":
     helper = t.ScoringProcess(t.load, Path(), t.WorkerMetrics(t.CollectorRegistry()), "WARNING")
-    assert asyncio.run(helper.prepare("marked"))
+    assert t.prepare(helper)
     helper.begin(t.messages(t.FEWEST, 663.0), t.Marked())
     time.sleep(0.5)
     print(*[p.pid for p in psutil.Process().children()], flush=True)
@@ -289,3 +297,14 @@ def test_outputs_of_another_bundle_are_not_taken(helper: ScoringProcess, tmp_pat
     assert begun.judged is not None
     found = quarantine.process(messages(), {}, Marked("second", os.getpid()), begun)
     assert comparable(found) == comparable(process(messages(), Marked("second", os.getpid())))
+
+
+def test_a_stop_or_a_signal_to_all_is_no_failure(helper: ScoringProcess, metrics: WorkerMetrics) -> None:
+    """A worker that is told to stop does not wait for it, and where both are told to end, none is missed."""
+    stopping = asyncio.Event()
+    stopping.set()
+    assert not asyncio.run(helper.prepare("another", stopping))
+    (child,) = [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
+    child.terminate()
+    soon(lambda: sample(metrics, "scoring_process_up") == 0)
+    assert sample(metrics, "failures_total", stage="scoring_process") == 0

@@ -114,7 +114,7 @@ class Worker:
         try:
             await self._bundle.load()
             if self._helper and self._settings.score_process == "start":
-                await self._helper.prepare(self._bundle.scorer.bundle_id)
+                await self._helper.prepare(self._bundle.scorer.bundle_id, self._stopping)
             calm_collector()
             health = await self._serve_health()
             try:

@@ -96,21 +96,25 @@ class ScoringProcess:
             self._sender.submit(self._hand_over, child, slot, messages, scorer.bundle_id)
         return begun
 
-    async def prepare(self, bundle_id: str) -> bool:
-        """Start the process and let it learn a bundle; False where that takes too long."""
-        end = time.monotonic() + READY_SECONDS
-        while time.monotonic() < end:
+    async def prepare(self, bundle_id: str, stopping: asyncio.Event) -> bool:
+        """Start the process and let it learn a bundle; False where that fails, takes too long, or is to stop."""
+        end, deaths = time.monotonic() + READY_SECONDS, self._deaths
+        while time.monotonic() < end and self._deaths == deaths and not stopping.is_set():
             with self._lock:
                 if self._ready(bundle_id):
                     return True
+                if self._child and bundle_id in self._child.refused:
+                    break
             await asyncio.sleep(0.02)
         return False
 
     def _ready(self, bundle_id: str) -> "_Child | None":
         """The process where it has the bundle; else see to it that it will. Needs the lock."""
         child = self._child
+        if self._is_closed:
+            return None
         if child is None:
-            if not self._is_starting and not self._is_closed and time.monotonic() >= self._not_before:
+            if not self._is_starting and time.monotonic() >= self._not_before:
                 self._is_starting = True
                 self._sender.submit(self._start)
         elif bundle_id in child.ready:
@@ -146,7 +150,7 @@ class ScoringProcess:
 
     def _rest(self) -> None:
         """Let some time pass before the next start. Needs the lock."""
-        self._not_before = time.monotonic() + min(LONGEST_PAUSE, PAUSE_SECONDS * 2**self._deaths)
+        self._not_before = time.monotonic() + min(LONGEST_PAUSE, PAUSE_SECONDS * 2 ** min(self._deaths, 10))
         self._deaths += 1
 
     def _hand_over(self, child: "_Child", slot: int, messages: Sequence[Message], bundle_id: str) -> None:
@@ -177,18 +181,19 @@ class ScoringProcess:
         child.process.kill()
         child.process.join()
         with self._lock:
-            is_wanted = not is_idle and not self._is_closed
+            # One that was told to end was so together with the worker, by a signal to all of a group.
+            is_missed = not (is_idle or self._is_closed or child.process.exitcode == -signal.SIGTERM)
+            if is_missed:
+                self._rest()
+                self._metrics.failures.labels("scoring_process").inc()
+            self._metrics.scoring_process.set(0)
+            if self._child is child:
+                self._child = None
             for begun in child.begun.values():
                 begun.set_result(None)
             child.begun = {}
-            if self._child is child:
-                self._child = None
-            self._metrics.scoring_process.set(0)
-            if is_wanted:
-                self._rest()
         child.close()
-        if is_wanted:
-            self._metrics.failures.labels("scoring_process").inc()
+        if is_missed:
             log.error(
                 "scoring process ended; batches are scored here until another has started",
                 extra={"exit_code": child.process.exitcode},
@@ -212,6 +217,9 @@ class ScoringProcess:
             elif what == "scored":
                 self._settle(child, detail, _read_judged(child.memory[detail]))
                 self._deaths = 0
+            elif what == "refused":
+                with self._lock:
+                    child.refused.add(detail)
             else:
                 self._settle(child, detail, None)
 
@@ -223,7 +231,7 @@ class _Child:
     ----------
     memory : a piece for each slot, for the messages and then their scores.
     free : slots that nothing is in. begun : slot -> what waits for it.
-    asked, ready : bundles that it is to load, and that it has.
+    asked, ready, refused : bundles that it was to load, has loaded, and could not load.
     """
 
     def __init__(self, load_scorer: LoadScorer, artifacts: Path, log_level: str) -> None:
@@ -251,6 +259,7 @@ class _Child:
         self.begun: dict[int, Begun] = {}
         self.asked: set[str] = set()
         self.ready: set[str] = set()
+        self.refused: set[str] = set()
 
     def ask(self, bundle_id: str) -> None:
         """Let it load a bundle."""
@@ -287,9 +296,8 @@ class _Serve:
 
     def __call__(self) -> None:
         configure_logging("worker", self._log_level)
-        # They may reach the whole group; the parent drains, and then ends this process.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+        # Ctrl-C reaches the whole group; the parent drains, and then ends this process.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         threading.Thread(target=_end_with_parent, daemon=True).start()
         memory = [mmap.mmap(file.detach(), SLOT_BYTES) for file in self._files]  # type: ignore[attr-defined]
         with contextlib.suppress(EOFError, OSError):
@@ -298,8 +306,8 @@ class _Serve:
                 scorer = self._scorer(bundle_id)
                 if slot is not None:
                     self._connection.send((_judge(memory[slot], scorer) if scorer else "failed", slot))
-                elif scorer:
-                    self._connection.send(("ready", bundle_id))
+                else:
+                    self._connection.send(("ready" if scorer else "refused", bundle_id))
 
     def _scorer(self, bundle_id: str) -> Scorer | None:
         if (scorer := self._scorers.pop(bundle_id, None)) is None:
