@@ -61,10 +61,10 @@ def changed(**fields: Any) -> bytes:
     return orjson.dumps(FULL | fields)
 
 
-def with_text(name: str, text: str) -> bytes:
-    """A record like the others, with this JSON for the value of a field."""
+def with_text(name: str, text: str, **fields: Any) -> bytes:
+    """A record like the others, with this JSON for the value of a field, and others as given."""
     mark = 987654321
-    return orjson.dumps(FULL | {name: mark}).replace(str(mark).encode(), text.encode())
+    return orjson.dumps(FULL | fields | {name: mark}).replace(str(mark).encode(), text.encode())
 
 
 @pytest.mark.parametrize("count", [64, 200, 1024])
@@ -81,6 +81,17 @@ def test_what_the_bench_sends_needs_no_careful_look(monkeypatch: pytest.MonkeyPa
     decoded = columnar.decode(values)
     assert (len(decoded.transaction_ids), decoded.rejected) == (count, {})
     assert type(decoded.transaction_ids) is list is type(decoded.accepted_at)
+
+
+def test_a_good_field_does_not_clear_a_record_of_a_bad_one() -> None:
+    """Where the numbers of two fields have to be parsed one by one, a record that is wrong in the first stays wrong."""
+    long = {"vendor_id": None, "fare_amount": 12345678.9, "duration_minutes": 14.283333333333333}
+    values: list[bytes | None] = [orjson.dumps(FULL | long | {"transaction_id": f"t-{i}"}) for i in range(64)]
+    for place, field, text in ((20, "vendor_id", "nult"), (30, "fare_amount", "1234567x.9"), (40, "vendor_id", "1")):
+        values[place] = with_text(field, text, **long)
+    decoded = same(values)
+    assert decoded is not None
+    assert list(decoded.rejected) == [20, 30]
 
 
 def test_a_byte_changed_anywhere_changes_what_it_changes() -> None:

@@ -568,8 +568,9 @@ def _odd_numbers(batch: Batch, at: Places, lengths: Places, rows: Places, good: 
         values = []
         for row, start, size in zip(rows.tolist(), at.tolist(), lengths.tolist(), strict=True):
             value = _parsed(batch.raw[start : start + size])
-            good[row] = type(value) in _NUMBER_TYPES
-            values.append(value if good[row] else None)
+            is_number = type(value) in _NUMBER_TYPES
+            good[row] &= is_number  # another of its fields may have been found wrong
+            values.append(value if is_number else None)
     return np.array(values, dtype=np.float64)
 
 

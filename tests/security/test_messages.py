@@ -1,11 +1,13 @@
 """The decoder of messages against whatever a topic may hold: nothing breaks it, and every refusal says why."""
 
 import json
+import random
 import subprocess
 import sys
 import time
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 from fraudlib import paths
 from fraudlib.schema import BY_NAME, COLUMNS
+from fraudlib.wire import alike
 from fraudlib.wire.plain import plain
 from fraudlib.wire.records import check, decode, is_id
 from fraudlib.wire.transaction import FULL_EXAMPLE
@@ -153,6 +156,84 @@ def test_a_hostile_message_costs_little(name: str) -> None:
     assert peak < 40 * max(len(message), MEBIBYTE)
     assert decoded.rejected.keys() == {0}
     assert len(decoded.rejected[0]) < 500
+
+
+ODD = (0, -0.0, 1, 2.5, -7.25, 1e-7, 1e22, 12345678.9, 14.283333333333333, 10**18)
+LIKELY = b'0123456789-.eE+"{}[]:,ntT \\\x00\x1f\x7f\x80\xff\n'
+
+
+def odd_object(choose: random.Random) -> bytes:
+    """A record that may lack fields, or hold what is no usual value of one."""
+    trip: dict[str, Any] = {"transaction_id": "t-1", "store_and_fwd_flag": "N", "service": "green", "vendor_id": 2}
+    trip |= dict.fromkeys(("pickup_datetime", "dropoff_datetime"), "2023-03-01T12:00:00")
+    trip |= {name: choose.choice(ODD) for name in ("trip_distance", "fare_amount", "duration_minutes", "airport_fee")}
+    trip |= {"accepted_at": "2023-06-01T00:00:00.000Z"}
+    texts = ("", "x" * choose.randint(1, 70), "a,b", "a:b}", "é", "a\nb", "2023-02-29T24:60:00", "yellow")
+    for name in choose.sample(sorted(trip), choose.choice((0, 0, 0, 1, 2))):
+        trip[name] = choose.choice((*ODD, None, None, True, [1], *texts))
+    names = [name for name in trip if choose.random() > 0.02]
+    if choose.random() < 0.2:
+        choose.shuffle(names)
+    kept = {name: trip[name] for name in names}
+    return orjson.dumps(kept) if choose.random() < 0.7 else json.dumps(kept).encode()
+
+
+def battered(raw: bytes, choose: random.Random) -> bytes:
+    """A message with bytes changed, cut out, put in, or a piece of it in another place."""
+    message = bytearray(raw)
+    for _ in range(choose.choice((1, 1, 2, 5))):
+        at, to = choose.randrange(len(message) + 1), choose.randrange(len(message) + 1)
+        match choose.randrange(4):
+            case 0:
+                message[at : at + 1] = bytes([choose.choice(LIKELY)])
+            case 1:
+                del message[at : at + choose.choice((1, 1, 3, 30))]
+            case 2:
+                message.insert(at, choose.choice((choose.choice(LIKELY), choose.randrange(256))))
+            case _:
+                message[at:at] = message[to : to + choose.randint(1, 40)]
+    return bytes(message)
+
+
+def batter(seed: int, batches: int) -> int:
+    """Decode batches of few shapes with battered records among them; how many were taken for records that are alike."""
+    choose, taken = random.Random(seed), 0
+
+    def perhaps_battered(raw: bytes, share: float) -> bytes | None:
+        if choose.random() > share:
+            return raw
+        return battered(raw, choose) if choose.random() < 0.8 else choose.choice((None, b""))
+
+    for _ in range(batches):
+        kinds = [odd_object(choose) for _ in range(choose.choice((1, 2, 5)))]
+        share = choose.choice((0.02, 0.05, 0.1))
+        values = [perhaps_battered(kind, share) for kind in choose.choices(kinds, k=choose.choice((64, 200)))]
+        decoded = alike.decode(values)
+        if decoded is None:
+            continue
+        taken += 1
+        careful = decode(values)
+        assert decoded.rejected == careful.rejected
+        assert list(decoded.rows) == list(careful.rows)
+        assert list(decoded.transaction_ids) == list(careful.transaction_ids)
+        assert list(decoded.accepted_at) == list(careful.accepted_at)
+        assert decoded.columns.keys() == careful.columns.keys()
+        for name, column in careful.columns.items():
+            assert decoded.columns[name].dtype == column.dtype
+            np.testing.assert_array_equal(decoded.columns[name], column, err_msg=name)
+    return taken
+
+
+def test_battered_batches_come_out_as_the_careful_decoder_has_them() -> None:
+    """Whatever is done to some records of a batch, all of it is accepted or rejected as the slow way does it."""
+    assert batter(3, 600) > 150
+
+
+@pytest.mark.fuzz
+def test_many_more_battered_batches_do() -> None:
+    """New ones each time; the seed is in the failure."""
+    for _ in range(40):
+        assert batter(random.SystemRandom().randrange(10**9), 500) > 150
 
 
 @pytest.mark.fuzz
