@@ -13,12 +13,11 @@ import logging
 import mmap
 import multiprocessing
 import os
-import pickle
 import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from fraudlib.errors import BundleError
@@ -156,7 +156,7 @@ class ScoringProcess:
     def _hand_over(self, child: "_Child", slot: int, messages: Sequence[Message], bundle_id: str) -> None:
         try:
             _write_values(child.memory[slot], messages)
-            child.connection.send((slot, bundle_id))
+            _send(child.connection, slot, bundle_id)
         except Exception as err:
             # Too large for its piece, or the process is gone.
             log.debug("batch not handed over", extra={"error": repr(err)})
@@ -208,7 +208,7 @@ class ScoringProcess:
                         self._child = None
                         return True
                 continue
-            what, detail = child.connection.recv()
+            what, detail = _receive(child.connection)
             if what == "ready":
                 with self._lock:
                     child.ready.add(detail)
@@ -264,7 +264,7 @@ class _Child:
     def ask(self, bundle_id: str) -> None:
         """Let it load a bundle."""
         with contextlib.suppress(OSError):
-            self.connection.send((None, bundle_id))
+            _send(self.connection, None, bundle_id)
 
     def close(self) -> None:
         """Give back what the life took."""
@@ -302,12 +302,12 @@ class _Serve:
         memory = [mmap.mmap(file.detach(), SLOT_BYTES) for file in self._files]  # type: ignore[attr-defined]
         with contextlib.suppress(EOFError, OSError):
             while True:
-                slot, bundle_id = self._connection.recv()
+                slot, bundle_id = _receive(self._connection)
                 scorer = self._scorer(bundle_id)
                 if slot is not None:
-                    self._connection.send((_judge(memory[slot], scorer) if scorer else "failed", slot))
+                    _send(self._connection, _judge(memory[slot], scorer) if scorer else "failed", slot)
                 else:
-                    self._connection.send(("ready" if scorer else "refused", bundle_id))
+                    _send(self._connection, "ready" if scorer else "refused", bundle_id)
 
     def _scorer(self, bundle_id: str) -> Scorer | None:
         if (scorer := self._scorers.pop(bundle_id, None)) is None:
@@ -344,15 +344,31 @@ def _judge(piece: mmap.mmap, scorer: Scorer) -> str:
     return "scored"
 
 
-def _write(piece: mmap.mmap, content: Any) -> None:
-    """Pickle into a slot; ValueError where it is too small."""
-    piece.seek(0)
-    pickle.dump(content, piece, pickle.HIGHEST_PROTOCOL)
+# What goes over is numbers and texts in a layout of their own, not pickles: nothing on the serving side can unpickle.
 
 
-def _read(piece: mmap.mmap) -> Any:
+def _send(connection: Connection, *words: Any) -> None:
+    connection.send_bytes(orjson.dumps(words))
+
+
+def _receive(connection: Connection) -> Any:
+    return orjson.loads(connection.recv_bytes())
+
+
+def _write(piece: mmap.mmap, parts: Sequence[bytes]) -> None:
+    """Put parts into a slot, their number and lengths first; ValueError where it is too small."""
     piece.seek(0)
-    return pickle.load(piece)  # noqa: S301 - written by the other side of this file
+    piece.write(np.array([len(parts), *map(len, parts)], np.int64).tobytes())
+    for part in parts:
+        piece.write(part)
+
+
+def _read(piece: mmap.mmap) -> Iterator[bytes]:
+    """The parts of a slot in turn."""
+    piece.seek(0)
+    (count,) = np.frombuffer(piece.read(8), np.int64).tolist()
+    for length in np.frombuffer(piece.read(8 * count), np.int64).tolist():
+        yield piece.read(length)
 
 
 def _write_values(piece: mmap.mmap, messages: Sequence[Message]) -> None:
@@ -363,11 +379,12 @@ def _write_values(piece: mmap.mmap, messages: Sequence[Message]) -> None:
     except TypeError:
         joined = b"".join([value or b"" for value in values])
         lengths = [_NONE if value is None else len(value) for value in values]
-    _write(piece, (np.array(lengths), joined))
+    _write(piece, [np.array(lengths, np.int64).tobytes(), joined])
 
 
 def _read_values(piece: mmap.mmap) -> list[bytes | None]:
-    lengths, joined = _read(piece)
+    raw, joined = _read(piece)
+    lengths = np.frombuffer(raw, np.int64)
     ends = np.maximum(lengths, 0).cumsum().tolist()
     values: list[bytes | None] = [joined[start:stop] for start, stop in pairwise([0, *ends])]
     for row in np.flatnonzero(lengths == _NONE).tolist():
@@ -375,21 +392,30 @@ def _read_values(piece: mmap.mmap) -> list[bytes | None]:
     return values
 
 
+_JSON: Final = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
+
+
 def _write_judged(piece: mmap.mmap, judged: Sequence[Judged]) -> None:
-    # Texts on end are written and read in a fraction of the time; no id or stamp is empty or holds a line's end.
-    content = []
+    parts: list[bytes] = []
     for part in judged:
         decoded, scores = part.decoded, part.scores
-        texts = "\n".join(decoded.transaction_ids), "\n".join([stamp or "" for stamp in decoded.accepted_at])
-        arrays = scores and (scores.anomaly_score, scores.is_flagged, scores.reasons)
-        content.append((decoded.rows, decoded.rejected, texts, arrays))
-    _write(piece, content)
+        # No id or stamp holds a line's end, and no stamp is empty.
+        parts.append("\n".join(decoded.transaction_ids).encode())
+        parts.append("\n".join([stamp or "" for stamp in decoded.accepted_at]).encode())
+        parts.append(np.array(decoded.rows, np.int64).tobytes())
+        parts.append(orjson.dumps([decoded.rejected, None if scores is None else scores.reasons], option=_JSON))
+        parts.append(b"" if scores is None else np.asarray(scores.anomaly_score, np.float64).tobytes())
+        parts.append(b"" if scores is None else np.asarray(scores.is_flagged, np.bool_).tobytes())
+    _write(piece, parts)
 
 
 def _read_judged(piece: mmap.mmap) -> list[Judged]:
     judged = []
-    for rows, rejected, (ids, stamps), arrays in _read(piece):
-        accepted_at = [stamp or None for stamp in stamps.split("\n")]
-        decoded = Decoded({}, ids.split("\n"), accepted_at, rows, rejected)
-        judged.append(Judged(decoded, arrays and _Scores(*arrays)))
+    for ids, stamps, raw_rows, raw_rest, values, flags in zip(*[_read(piece)] * 6, strict=True):
+        accepted_at = [stamp or None for stamp in stamps.decode().split("\n")]
+        rejected, reasons = ({int(row): x for row, x in (each or {}).items()} for each in orjson.loads(raw_rest))
+        rows = np.frombuffer(raw_rows, np.int64).tolist()
+        decoded = Decoded({}, ids.decode().split("\n"), accepted_at, rows, rejected)
+        scores = _Scores(np.frombuffer(values), np.frombuffer(flags, np.bool_), reasons) if rows else None
+        judged.append(Judged(decoded, scores))
     return judged
