@@ -402,7 +402,8 @@ def _write_judged(piece: mmap.mmap, judged: Sequence[Judged]) -> None:
         # No id or stamp holds a line's end, and no stamp is empty.
         parts.append("\n".join(decoded.transaction_ids).encode())
         parts.append("\n".join([stamp or "" for stamp in decoded.accepted_at]).encode())
-        parts.append(np.array(decoded.rows, np.int64).tobytes())
+        # Mostly all records are good, and a range says so.
+        parts.append(b"" if isinstance(decoded.rows, range) else np.array(decoded.rows, np.int64).tobytes())
         parts.append(orjson.dumps([decoded.rejected, None if scores is None else scores.reasons], option=_JSON))
         parts.append(b"" if scores is None else np.asarray(scores.anomaly_score, np.float64).tobytes())
         parts.append(b"" if scores is None else np.asarray(scores.is_flagged, np.bool_).tobytes())
@@ -414,8 +415,8 @@ def _read_judged(piece: mmap.mmap) -> list[Judged]:
     for ids, stamps, raw_rows, raw_rest, values, flags in zip(*[_read(piece)] * 6, strict=True):
         accepted_at = [stamp or None for stamp in stamps.decode().split("\n")]
         rejected, reasons = ({int(row): x for row, x in (each or {}).items()} for each in orjson.loads(raw_rest))
-        rows = np.frombuffer(raw_rows, np.int64).tolist()
+        scores = _Scores(np.frombuffer(values), np.frombuffer(flags, np.bool_), reasons) if values else None
+        rows = np.frombuffer(raw_rows, np.int64).tolist() if raw_rows else range(len(flags))
         decoded = Decoded({}, ids.decode().split("\n"), accepted_at, rows, rejected)
-        scores = _Scores(np.frombuffer(values), np.frombuffer(flags, np.bool_), reasons) if rows else None
         judged.append(Judged(decoded, scores))
     return judged
